@@ -1,0 +1,41 @@
+# make train   a fresh machine: creates .venv, installs, generates data with a known answer, trains on it
+# make test    lint, types, import contract, tests; what CI runs
+# make bench   measures the workloads and writes the README's table
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := data/quickstart
+
+.PHONY: train test lint bench clean
+
+train: $(VENV)/installed
+	$(BIN)/python -m flowps.synthetic $(DATA)
+	$(BIN)/python -m flowps.train examples/quickstart.toml
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed-test
+	$(BIN)/python -m bench.all
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("flowps needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info
