@@ -1,0 +1,29 @@
+"""flowps: trains CTR and recommendation models with huge sparse embeddings.
+
+The words, one per thing:
+
+sample, example   one row of the data set (rates are printed as examples/sec)
+partition         the unit a hub task reads: some row groups of one file
+hub               the role that turns partitions into batches
+slot              one sparse feature column; each has a dim, a pooling, an optimizer
+sign              uint64 id of one feature value: xxh64 of the value, seeded by the slot
+row               one sign's weights and optimizer state, side by side
+table             rows of all slots that share dim and optimizer
+shard             one PS partition of all tables, held by one Dask actor
+placement         which slots live on which shard
+feed              a batch with its looked-up embeddings, waiting for a step
+ticket            a batch's number in the order of reading; its id between lookup and push
+permit            the right to have a batch in flight: taken before lookup, returned after push
+lookup, push      read pooled rows, send gradients
+in flight         looked up, not yet pushed; bounded by permits
+staleness         pushes that happened between a feed's lookup and its own push
+run status        the always-on timings and counters of every role
+run directory     what a run leaves on disk
+"""
+
+from flowps.config import Config
+from flowps.errors import FlowpsError
+from flowps.knob import load
+from flowps.version import __version__
+
+__all__ = ["Config", "FlowpsError", "__version__", "load"]

@@ -1,0 +1,94 @@
+"""The command line of a run: `[run.toml] [--section.key value …]`, and its `--help`, both made from the list of `knob`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from flowps.config import Config
+from flowps.errors import ConfigError
+from flowps.knob import Knob, closest, knobs, load
+from flowps.version import __version__
+
+_SLOT_HELP = """\
+In a TOML file, [[slot]] entries set what differs for one column from [slot_default]:
+
+    [[slot]]
+    name = "user_id"
+    dim = 32
+    capacity_rows = 5_000_000
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse like every other bad input, without the page of usage."""
+        raise ConfigError(f"{message}; --help lists all knobs")
+
+
+def parse(command: str, description: str, argv: Sequence[str]) -> Config:
+    """The run that `argv` describes. `--help` and `--version` print and exit; anything wrong raises ConfigError."""
+    parser = _Parser(command, description=description, epilog=_SLOT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
+                     allow_abbrev=False, usage=f"{command} [run.toml] [--section.key value ...]")  # fmt: skip
+    parser.add_argument("toml", nargs="?", type=Path, metavar="run.toml", help="a run's description; knobs below override it")
+    parser.add_argument("--version", action="version", version=f"flowps {__version__}")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for knob in knobs():
+        section = knob.path.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"[{section}]" if section else "the run")
+        groups[section].add_argument(f"--{knob.path}", dest=knob.path, nargs=_arity(knob), metavar=_metavar(knob), help=_help(knob),
+                                     default=argparse.SUPPRESS)  # fmt: skip
+    found, unknown = parser.parse_known_args(_joined([_underscored(arg) for arg in argv]))
+    if unknown:
+        name = unknown[0].split("=")[0]
+        known = [f"--{knob.path}" for knob in knobs()]
+        what = "no such knob" if name.startswith("-") else "one TOML file at most, before the knobs; did you mean it for a knob?"
+        raise ConfigError(f"{name}: {what}{closest(name, known) if name.startswith('-') else ''}")
+    values = vars(found)
+    toml = values.pop("toml")
+    return load(toml, [(path, _as_list(value)) for path, value in values.items()])
+
+
+def _arity(knob: Knob) -> str | None:
+    if knob.is_list:
+        return "*"
+    return "?" if knob.is_bool else None
+
+
+def _metavar(knob: Knob) -> str:
+    return {bool: "true|false", int: "N", float: "X"}.get(type(knob.default), "TEXT")
+
+
+def _help(knob: Knob) -> str:
+    default = " ".join(map(str, knob.default)) if knob.is_list else str(knob.default).lower() if knob.is_bool else str(knob.default)
+    bounds = f"; {knob.range}" if knob.range else ""
+    return f"{knob.description} (default: {default or 'none'}{bounds})".replace("%", "%%")
+
+
+def _underscored(arg: str) -> str:
+    """`--data.batch-size` is `--data.batch_size`."""
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """`--knob -1e5` as `--knob=-1e5`: argparse takes negative numbers with an exponent for options."""
+    joined: list[str] = []
+    for arg in argv:
+        if re.fullmatch(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", arg) and joined and re.fullmatch(r"--[^=]+", joined[-1]):
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return joined
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    if value is None:  # a switch without a value
+        return ["true"]
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,72 @@
+"""`Batch`: what travels from the hub to the trainer, and its slice that travels on to the shards.
+
+Covers the layout and how pieces of a batch are joined at partition borders. Does not decode (hub) or look up (ps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowps.errors import DataError
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+Uint64 = NDArray[np.uint64]
+
+_MAX_SIGNS = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`size` samples as plain arrays. Read-only by agreement: any thread may read it, nobody writes after it is made.
+
+    labels   float32 [size], each 0 or 1
+    dense    float32 [size, dense_width], finite
+    signs    uint64 [nnz], slot-major: first all signs of slot 0 in sample order, then slot 1, …
+    offsets  int32 [num_slots * size + 1]: the bag of slot s and sample b is `signs[offsets[k]:offsets[k + 1]]`, k = s * size + b
+    """
+
+    labels: Float32
+    dense: Float32
+    signs: Uint64
+    offsets: Int32
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    @property
+    def num_slots(self) -> int:
+        """Number of sparse slots."""
+        return (len(self.offsets) - 1) // len(self.labels)
+
+    @staticmethod
+    def concat(pieces: Sequence[Batch]) -> Batch:
+        """Join `pieces`, in order, into one batch (copies; returns the piece itself when there is only one)."""
+        if len(pieces) == 1:
+            return pieces[0]
+        num_slots = pieces[0].num_slots
+        # Bag lengths as [slot, sample] make the join a concatenation along the sample axis.
+        lengths = np.concatenate([np.diff(p.offsets).reshape(num_slots, p.size) for p in pieces], axis=1)
+        bounds = [p.offsets[:: p.size] for p in pieces]
+        signs = [p.signs[at[s] : at[s + 1]] for s in range(num_slots) for p, at in zip(pieces, bounds, strict=True)]
+        return Batch(
+            labels=np.concatenate([p.labels for p in pieces]),
+            dense=np.concatenate([p.dense for p in pieces]),
+            signs=np.concatenate(signs) if signs else np.empty(0, np.uint64),
+            offsets=offsets_of(lengths),
+        )
+
+
+def offsets_of(lengths: Int32) -> Int32:
+    """The offsets of a batch from its bags' lengths, int32 [num_slots, size]. Raises DataError beyond 2^31 signs."""
+    offsets = np.zeros(lengths.size + 1, np.int64)
+    np.cumsum(lengths.reshape(-1), out=offsets[1:])
+    if offsets[-1] > _MAX_SIGNS:
+        raise DataError(f"a batch of {lengths.shape[1]} samples has {offsets[-1]} signs, more than 2^31; lower data.batch_size")
+    return offsets.astype(np.int32)

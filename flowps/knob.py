@@ -1,0 +1,184 @@
+"""How a run is read: the knobs of `config` as a flat list, from TOML files and overrides to a checked Config, and back.
+
+All readers end in :func:`load`, which refuses what is unknown, of the wrong type or out of range, with the path of the key, what
+was found and what to do. Called by `arguments` and by Python code that starts a run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import msgspec
+import tomli_w
+from msgspec import Meta
+
+from flowps.config import Config, Slot
+from flowps.errors import ConfigError
+
+
+class Knob(msgspec.Struct, frozen=True):
+    """One leaf of :class:`Config`: `path` as in `data.batch_size`."""
+
+    path: str
+    type: Any
+    default: Any
+    description: str
+    range: str
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the knob takes several values."""
+        return get_origin(_bare(self.type)) is tuple
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether the knob is a switch, so that `--knob` alone means true."""
+        return _bare(self.type) is bool
+
+
+def knobs() -> Iterator[Knob]:
+    """Every knob that the command line can set: all but the `[[slot]]` entries."""
+    yield from _knobs(Config, "")
+
+
+def _knobs(section: type[msgspec.Struct], prefix: str) -> Iterator[Knob]:
+    for field in msgspec.structs.fields(section):
+        if field.name == "slot":
+            continue
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from _knobs(field.type, f"{prefix}{field.name}.")
+            continue
+        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        yield Knob(f"{prefix}{field.name}", field.type, default, *_describe(field.type))
+
+
+def _describe(annotated: Any) -> tuple[str, str]:
+    """Description and range of an annotated type."""
+    metas = [m for m in getattr(annotated, "__metadata__", ()) if isinstance(m, Meta)]
+    description = next((m.description for m in metas if m.description), "")
+    bounds = [
+        f"{sign} {getattr(m, name)}"
+        for m in metas
+        for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+        if getattr(m, name) is not None
+    ]
+    if get_origin(_bare(annotated)) is Literal:
+        bounds.append(" | ".join(str(v) for v in get_args(_bare(annotated))))
+    return description, ", ".join(bounds)
+
+
+def _bare(annotated: Any) -> Any:
+    """The type under all `Annotated`."""
+    return _bare(get_args(annotated)[0]) if get_origin(annotated) is Annotated else annotated
+
+
+def load(toml: Path | None = None, overrides: Sequence[tuple[str, list[str]]] = ()) -> Config:
+    """The run described by a TOML file (or none) and overrides `(path, values as typed)`, later ones winning.
+
+    Raises :class:`ConfigError` for a file that cannot be read or parsed and for every unknown, ill-typed or out-of-range key.
+    """
+    tree = _read_toml(toml) if toml is not None else {}
+    known = {knob.path: knob for knob in knobs()}
+    for path, values in overrides:
+        if path not in known:
+            raise ConfigError(f"--{path}: no such knob{closest(path, list(known))}")
+        _set(tree, path, _parse(known[path], values))
+    defaults = tree.get("slot_default", {})
+    if isinstance(defaults, dict) and isinstance(tree.get("slot"), list):
+        tree["slot"] = [{**defaults, **entry} if isinstance(entry, dict) else entry for entry in tree["slot"]]
+    config = _convert(tree)
+    names = [slot.name for slot in config.slot]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"slot: {names.count(name)} entries are named {name!r}; give each slot one [[slot]] entry")
+    return config
+
+
+def dump(config: Config) -> str:
+    """The resolved run as TOML, every knob written out; `load` reads it back to an equal Config."""
+    return tomli_w.dumps(msgspec.to_builtins(config))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; name a run's TOML file, or none and set --data.train") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _parse(knob: Knob, values: list[str]) -> Any:
+    """Values as typed on a command line → the knob's type."""
+    found: Any = values
+    if knob.is_list:
+        if len(values) == 1 and values[0].startswith("["):
+            try:
+                found = tomllib.loads(f"v = {values[0]}")["v"]
+            except tomllib.TOMLDecodeError as error:
+                raise ConfigError(f"--{knob.path}: {values[0]!r} is not a TOML list: {error}") from None
+    elif len(values) != 1:
+        raise ConfigError(f"--{knob.path}: expected one value, found {len(values)}: {' '.join(values)}")
+    else:
+        found = values[0]
+    try:
+        return msgspec.convert(found, knob.type, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_refusal(f"--{knob.path}", str(error).split(" - at ")[0], found, knob)) from None
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, key = path.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{section}: expected a table in the TOML file, found {tree!r}")
+    tree[key] = value
+
+
+def _convert(tree: dict[str, Any]) -> Config:
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        path = where.rstrip("`").lstrip(".")
+        unknown = re.search(r"unknown field `(.+)`", what)
+        if unknown:
+            key = unknown[1]
+            full = f"{path}.{key}" if path else key
+            candidates = [k.path for k in knobs()] if "slot[" not in path else [f"{path}.{f}" for f in Slot.__struct_fields__]
+            raise ConfigError(f"{full}: no such knob{closest(full, candidates)}") from None
+        found: Any = tree
+        for part in re.findall(r"[^.\[\]]+", path):
+            found = found[int(part) if part.isdigit() else part]
+        of = re.sub(r"\[\d+\]$", "", re.sub(r"^slot\[\d+\]", "slot_default", path))
+        knob = next((k for k in knobs() if k.path == of), None)
+        raise ConfigError(_refusal(path or "the file", what, found, knob)) from None
+
+
+def _refusal(path: str, what: str, found: Any, knob: Knob | None) -> str:
+    what = what[0].lower() + what[1:]
+    # The words of TOML, not of JSON.
+    what = what.split(", got")[0].replace("`", "").replace("expected object", "expected a table")
+    what = "expected one of the choices" if what.startswith("invalid enum value") else what
+    message = f"{path}: {what}, found {found!r}"
+    if knob is not None:
+        bounds = f"; range {knob.range}" if knob.range else ""
+        message += f" ({knob.description}; default {knob.default!r}{bounds})"
+    return message
+
+
+def closest(path: str, candidates: Sequence[str]) -> str:
+    """`; did you mean …?` for the most likely candidates, by the whole path and by its last part."""
+    near = difflib.get_close_matches(path, candidates, n=2, cutoff=0.6)
+    leaf = path.rsplit(".", 1)[-1]
+    same_leaf = [c for c in candidates if difflib.SequenceMatcher(None, c.rsplit(".", 1)[-1], leaf).ratio() > 0.75]
+    found = list(dict.fromkeys(near + same_leaf))[:3]
+    return f"; did you mean {' or '.join(found)}?" if found else "; --help lists all of them"
