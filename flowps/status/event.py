@@ -1,0 +1,111 @@
+"""What happens in a run, as small records. Roles emit them; lines, progress display and files subscribe.
+
+Plain data, so that an event crosses processes as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from flowps.status.run_status import StageSummary
+
+
+class _Event(msgspec.Struct, frozen=True, tag=True):
+    """Base of all events."""
+
+
+class Metrics(msgspec.Struct, frozen=True):
+    """Quality over some examples. `auc` is None while only one class was seen."""
+
+    examples: int
+    auc: float | None
+    logloss: float
+    prob_mean: float
+    real_mean: float
+
+
+class Started(_Event, frozen=True):
+    """The trainer is ready: what was chosen where the config leaves the choice, and the devices TensorFlow sees."""
+
+    feed_threads: int
+    in_flight: int
+    hub_threads: int
+    tasks_in_flight: int
+    devices: list[str]
+
+
+class Progress(_Event, frozen=True):
+    """Twice a second: where the run is."""
+
+    epoch: int
+    step: int
+    examples: int
+    examples_per_s: float
+    loss: float
+    auc: float | None
+    queue_depth: int
+
+
+class Interval(_Event, frozen=True):
+    """Every `status.print_interval` steps: the metrics of those steps alone, and of the epoch so far."""
+
+    epoch: int
+    step: int
+    steps_per_s: float
+    examples_per_s: float
+    metrics: Metrics
+    epoch_metrics: Metrics
+
+
+class Evaluated(_Event, frozen=True):
+    """An evaluation has ended."""
+
+    epoch: int
+    step: int
+    seconds: float
+    metrics: Metrics
+
+
+class StatusReport(_Event, frozen=True):
+    """Every `status.interval_s` seconds and at the end: every stage's times since the start, the counters, and the bottleneck."""
+
+    seconds: float
+    step: int
+    stages: dict[str, StageSummary]
+    counters: dict[str, int]
+    bottleneck: str | None
+
+
+class Finished(_Event, frozen=True):
+    """The trainer has stopped, at the end of its data or because it was asked to.
+
+    `first_step_at` is the Unix time at which the first step was done. The steady-state figures leave out the first steps and
+    evaluation; they are 0 for a run too short to have a steady state.
+    """
+
+    epochs: int
+    steps: int
+    examples: int
+    seconds: float
+    first_step_at: float
+    steady_examples_per_s: float
+    steady_cpu_s_per_million: float
+    steady_trainer_wait_share: float
+    stopped: bool
+
+
+Event = Started | Progress | Interval | Evaluated | StatusReport | Finished
+Emit = Callable[[Event], None]
+
+
+def to_wire(event: Event) -> dict[str, Any]:
+    """Builtins only."""
+    return msgspec.to_builtins(event)
+
+
+def from_wire(message: dict[str, Any]) -> Event:
+    """The event that `to_wire` made into `message`."""
+    return msgspec.convert(message, Event)
