@@ -1,0 +1,202 @@
+"""An Arrow table → batches: columns checked and converted whole, then cut into batches in the (shuffled) order of rows.
+
+Covers labels, dense columns and slots of every supported type, and nulls. Does not read files and keeps no state; runs inside
+a hub task, on one thread, mostly without the GIL. No Python runs per row or per value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from flowps.batch import Batch, Float32, Uint64, offsets_of
+from flowps.config import Slot
+from flowps.errors import DataError
+from flowps.hub.hashing import bag_lengths, hash_strings, hash_words, place_bags, place_singles, slot_seed
+from flowps.hub.schema import Schema
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Bags:
+    """The signs of one slot in storage order: row r has `signs[starts[r]:starts[r + 1]]`, or just `signs[r]` if starts is None."""
+
+    signs: Uint64
+    starts: Int64 | None
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A decoded partition, in storage order: labels [n], dense [n, dense_width], one Bags per slot."""
+
+    labels: Float32
+    dense: Float32
+    slots: tuple[Bags, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """How dense columns become numbers: nulls become `fill`, then sign(x)·ln(1 + |x|) is taken if `log1p`."""
+
+    fill: float = 0.0
+    log1p: bool = False
+
+
+def decode(table: pa.Table, schema: Schema, dense: Dense, where: str, first_row: int = 0) -> Columns:
+    """Check and convert the columns of `table`. Errors name `where` (the file) and the row, counted from `first_row`.
+
+    Raises DataError for a label that is null or neither 0 nor 1, and for NaN or infinity in a dense column.
+    """
+    place = _Place(where, first_row)
+    return Columns(
+        labels=_labels(_whole(table, schema.label), schema.label, place),
+        dense=_dense(table, schema.dense, dense, place),
+        slots=tuple(_bags(_whole(table, slot.name), slot) for slot in schema.slots),
+    )
+
+
+def cut(columns: Columns, order: Int64 | None, bounds: Sequence[int]) -> list[Batch]:
+    """Batches of the rows `order[bounds[i]:bounds[i + 1]]` (storage order if None). `order` and `bounds` cover all rows.
+
+    Slot by slot through all batches, so that one slot's signs stay in the cache. The batches are views of arrays that they share.
+    """
+    if order is None:
+        order = np.arange(len(columns.labels), dtype=np.int64)
+    ranges = list(pairwise(bounds))
+    lengths = np.ones((len(columns.slots), len(order)), np.int32)
+    for s, bags in enumerate(columns.slots):
+        if bags.starts is not None:
+            bag_lengths(bags.starts, order, lengths[s])
+    offsets = [offsets_of(lengths[:, lo:hi]) for lo, hi in ranges]
+    first = np.cumsum([0, *(of_batch[-1] for of_batch in offsets)])
+    signs = np.empty(first[-1], np.uint64)
+    edges = np.array(bounds, np.int64)
+    for s, bags in enumerate(columns.slots):
+        bases = np.array([first[k] + offsets[k][s * (hi - lo)] for k, (lo, hi) in enumerate(ranges)], np.int64)
+        if bags.starts is None:
+            place_singles(bags.signs, order, edges, bases, signs)
+        else:
+            place_bags(bags.signs, bags.starts, order, edges, bases, signs)
+    labels, dense = columns.labels[order], columns.dense[order]
+    return [Batch(labels[lo:hi], dense[lo:hi], signs[first[k] : first[k + 1]], offsets[k]) for k, (lo, hi) in enumerate(ranges)]
+
+
+# --- columns --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a bad value stands, for messages."""
+
+    where: str
+    first_row: int
+
+    def refuse(self, column: str, bad: NDArray[np.bool_], values: NDArray[Any] | None, expected: str) -> DataError:
+        row = int(np.argmax(bad))
+        found = "null" if values is None else repr(values[row].item())
+        return DataError(
+            f"{self.where}: column {column!r}, row {self.first_row + row}: found {found}, expected {expected} "
+            f"({int(bad.sum())} such rows in this partition); clean the data or leave the column out"
+        )
+
+
+def _whole(table: pa.Table, name: str) -> pa.Array:
+    """The column as one array (copies only if it came in several chunks)."""
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _nulls(column: pa.Array) -> NDArray[np.bool_]:
+    return column.is_null().to_numpy(zero_copy_only=False)
+
+
+def _labels(column: pa.Array, name: str, place: _Place) -> Float32:
+    if column.null_count:
+        raise place.refuse(name, _nulls(column), None, "0 or 1")
+    values = column.to_numpy(zero_copy_only=False)
+    bad = (values != 0) & (values != 1)
+    if bad.any():
+        raise place.refuse(name, bad, values, "a label of 0 or 1")
+    return values.astype(np.float32)
+
+
+def _dense(table: pa.Table, names: Sequence[str], how: Dense, place: _Place) -> Float32:
+    out = np.empty((table.num_rows, len(names)), np.float32)
+    for i, name in enumerate(names):
+        column = _whole(table, name)
+        # A double beyond float32 becomes infinite here, and is refused with the others.
+        values = column.cast(pa.float32(), safe=False).fill_null(how.fill).to_numpy(zero_copy_only=False)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            raise place.refuse(name, bad, column.to_numpy(zero_copy_only=False), "a finite float32 number or null")
+        out[:, i] = np.copysign(np.log1p(np.abs(values)), values) if how.log1p else values
+    return out
+
+
+def _bags(column: pa.Array, slot: Slot) -> Bags:
+    """Signs of a slot column; nulls, null lists and nulls inside lists give no sign."""
+    if pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.list_(column.type.value_type))
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        starts = np.zeros(len(column) + 1, np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        values = _null_by_index(column.flatten())  # leaves out what null lists may hide
+        if values.null_count:
+            starts = _ranks(values)[starts]
+            values = values.drop_null()
+        return Bags(_signs(values, slot), starts)
+    column = _null_by_index(column)
+    if column.null_count:
+        return Bags(_signs(column.drop_null(), slot), _ranks(column))
+    return Bags(_signs(column, slot), None)
+
+
+def _null_by_index(values: pa.Array) -> pa.Array:
+    """Rows that use a null entry of a dictionary, as rows whose index is null: `null_count` and `drop_null` see only those."""
+    if not pa.types.is_dictionary(values.type) or not values.dictionary.null_count:
+        return values
+    return pa.DictionaryArray.from_arrays(pc.if_else(values.is_valid(), values.indices, None), values.dictionary)
+
+
+def _ranks(values: pa.Array) -> Int64:
+    """For each place 0 … n the number of values before it that are not null."""
+    ranks = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(values.is_valid().to_numpy(zero_copy_only=False), out=ranks[1:])
+    return ranks
+
+
+def _signs(values: pa.Array, slot: Slot) -> Uint64:
+    """uint64 signs of flat values without nulls."""
+    if pa.types.is_dictionary(values.type):
+        # A dictionary may hold nulls that no index uses: they hash as anything.
+        of_entry = _signs(values.dictionary.fill_null(_zero(values.type.value_type)), slot)
+        indices = values.indices.to_numpy(zero_copy_only=False)
+        return of_entry[indices] if len(indices) else np.empty(0, np.uint64)
+    signs = np.empty(len(values), np.uint64)
+    seed, hash_size = slot_seed(slot.name), np.uint64(slot.hash_size)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        width = np.int64 if pa.types.is_large_string(values.type) else np.int32
+        _, offsets, data = values.buffers()
+        starts = (
+            np.frombuffer(offsets, width, len(values) + 1, values.offset * width().itemsize) if len(values) else np.zeros(1, width)
+        )
+        text = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+        hash_strings(text, starts.astype(np.int64), seed, hash_size, signs)
+    elif len(values):
+        words = values if pa.types.is_uint64(values.type) else values.cast(pa.int64())
+        hash_words(words.to_numpy().view(np.uint64), seed, hash_size, signs)
+    return signs
+
+
+def _zero(found: pa.DataType) -> pa.Scalar:
+    text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    return pa.scalar("" if text else (False if pa.types.is_boolean(found) else 0), found)

@@ -1,0 +1,216 @@
+"""Sample files → partitions: what there is to read, and reading one of it as an Arrow table.
+
+Covers listing (paths, globs, directories with hive keys, any fsspec URL), the files' footers, and the order of partitions in
+an epoch. Does not look at values (decode) and does not run tasks (stream).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from flowps.errors import DataError, SchemaError
+from flowps.hub.schema import HIVE_TYPE, check_same
+
+_FOOTER_THREADS = 16  # footers are small and far away: latency, not bandwidth
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_HIVE_KEY = re.compile(r"([^/=]+)=([^/]*)/")
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """One Parquet file and what its footer says.
+
+    url            as fsspec opens it
+    hive           key → value of all folders above it, also of those above the source that named it: a file has the same
+                   columns whether one names it, its folder or a glob
+    columns        name → Arrow type, hive keys included
+    row_groups     rows of each row group
+    values_per_row values of a row, those in lists counted, in the largest row group
+    metadata       the file's key-value metadata
+    """
+
+    url: str
+    hive: Mapping[str, str]
+    columns: Mapping[str, pa.DataType]
+    row_groups: tuple[int, ...]
+    values_per_row: float = 0.0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """Samples in the file."""
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Some neighbouring row groups of one file: what one hub task reads. `first_row` counts from the start of the file."""
+
+    url: str
+    row_groups: tuple[int, ...]
+    first_row: int
+    num_rows: int
+    hive: tuple[tuple[str, str], ...] = ()
+
+
+def list_files(sources: Sequence[str], knob: str) -> list[SampleFile]:
+    """The Parquet files that `sources` (paths, globs, directories, fsspec URLs) name, in a stable order, footers read.
+
+    Raises DataError, naming `knob`, for a source that is not there or holds no Parquet, for a file that cannot be read, and
+    when there is no row in all; SchemaError when the files' columns differ.
+    """
+    found: dict[str, Mapping[str, str]] = {}
+    for source in sources:
+        found.update(_expand(source, knob))
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        files = list(pool.map(lambda item: _read_footer(*item), found.items()))
+    for file in files[1:]:
+        check_same(files[0].columns, file.columns, {**files[0].columns, **file.columns}, file.url, files[0].url)
+    if not sum(file.num_rows for file in files):
+        raise DataError(f"{knob}: {', '.join(sources)}: {len(files)} file(s), but no rows in them; nothing to read")
+    return files
+
+
+def partitions(files: Sequence[SampleFile], target_rows: int) -> list[Partition]:
+    """Cut `files` into partitions: neighbouring row groups of a file joined up to `target_rows`; empty ones are passed over."""
+    cut = []
+    for file in files:
+        hive = tuple((k, v) for k, v in file.hive.items())
+        group: list[int] = []
+        first_row = rows = at = 0
+        for index, size in enumerate(file.row_groups):
+            if group and rows + size > target_rows:
+                cut.append(Partition(file.url, tuple(group), first_row, rows, hive))
+                group, rows = [], 0
+            if size:
+                if not group:
+                    first_row = at
+                group.append(index)
+                rows += size
+            at += size
+        if group:
+            cut.append(Partition(file.url, tuple(group), first_row, rows, hive))
+    return cut
+
+
+def epoch_order(parts: Sequence[Partition], seed: int, epoch: int, shuffle: bool) -> list[Partition]:
+    """The partitions in the order in which `epoch` reads them."""
+    if not shuffle:
+        return list(parts)
+    return [parts[i] for i in np.random.default_rng([seed, epoch]).permutation(len(parts))]
+
+
+def read_table(partition: Partition, columns: Sequence[str]) -> pa.Table:
+    """The partition's `columns` (hive keys are filled in), read on the calling thread without the GIL."""
+    hive = dict(partition.hive)
+    stored = [name for name in columns if name not in hive]
+    try:
+        with _open(partition.url) as file:
+            table = file.read_row_groups(list(partition.row_groups), columns=stored, use_threads=False)
+    except Exception as error:  # every object store has errors of its own
+        raise DataError(f"{partition.url}: row groups {list(partition.row_groups)} cannot be read: {_one_line(error)}") from error
+    if table.num_rows != partition.num_rows:
+        raise DataError(
+            f"{partition.url}: {table.num_rows} rows found where the footer promised {partition.num_rows}: the file changed"
+        )
+    for name in columns:
+        if name in hive:
+            value = None if hive[name] == _HIVE_NULL else hive[name]
+            table = table.append_column(name, pa.repeat(pa.scalar(value, HIVE_TYPE), table.num_rows))
+    return table
+
+
+def _expand(source: str, knob: str) -> dict[str, Mapping[str, str]]:
+    """url → hive keys of every Parquet file that one source names."""
+    try:
+        fs, path = fsspec.core.url_to_fs(source)
+        if isinstance(fs, LocalFileSystem):
+            path = os.path.normpath(path)  # one file, one spelling
+        is_glob = any(c in path for c in "*?[")
+        if is_glob:
+            hits: list[str] = []
+            for hit in sorted(fs.glob(path)):
+                # A wildcard does not mean hidden names; a folder means the files below it.
+                parts = zip(reversed(hit.split("/")), reversed(path.split("/")), strict=False)
+                if not any(_is_hidden(part) and not _is_hidden(asked) for part, asked in parts):
+                    hits += _find(fs, hit) if fs.isdir(hit) else [hit]
+        elif fs.isdir(path):
+            hits = _find(fs, path)
+            if not hits:
+                raise DataError(f"{knob}: {source}: the directory holds no .parquet file")
+        else:
+            hits = [path] if fs.exists(path) else []
+    except DataError:
+        raise
+    except Exception as error:  # every object store has errors of its own
+        raise DataError(f"{knob}: {source}: cannot be listed: {type(error).__name__}: {_one_line(error)}") from error
+    if not hits:
+        kind = "matches no file" if is_glob else "no such file or directory"
+        raise DataError(f"{knob}: {source}: {kind}; give Parquet files, a glob, a directory or an fsspec URL")
+    return {fs.unstrip_protocol(p) if not isinstance(fs, LocalFileSystem) else p: _hive_keys(p) for p in hits}
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(("_", "."))
+
+
+def _find(fs: Any, folder: str) -> list[str]:
+    """Parquet files below a folder, without hidden and underscored ones, as Spark and pyarrow skip them."""
+    below = (p for p in fs.find(folder) if p.endswith((".parquet", ".pq")))
+    return sorted(p for p in below if not any(_is_hidden(part) for part in p[len(folder) :].split("/") if part))
+
+
+def _hive_keys(path: str) -> dict[str, str]:
+    return {unquote(key): unquote(value) for key, value in _HIVE_KEY.findall(path)}
+
+
+def _read_footer(url: str, hive: Mapping[str, str]) -> SampleFile:
+    try:
+        with _open(url) as file:
+            footer = file.metadata
+            schema = file.schema_arrow
+            rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+            values_per_row = _values_per_row(footer, rows)
+    except FileNotFoundError:
+        raise DataError(f"{url}: the file has gone since it was listed") from None
+    except Exception as error:  # every object store has errors of its own
+        raise DataError(f"{url}: not a readable Parquet file (not Parquet, or truncated): {_one_line(error)}") from error
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise SchemaError(f"{url}: more than one column is named {twice}; every column needs a name of its own: rename them")
+    columns = dict.fromkeys(hive, HIVE_TYPE) | {f.name: f.type for f in schema}
+    metadata = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (footer.metadata or {}).items()}
+    hive = {k: v for k, v in hive.items() if k not in schema.names}
+    return SampleFile(url, hive, columns, rows, values_per_row + len(hive), metadata)
+
+
+def _values_per_row(footer: pq.FileMetaData, rows: Sequence[int]) -> float:
+    """Values per row in the largest row group: what lists hold is counted, not the lists."""
+    if not any(rows):
+        return 0.0
+    largest = footer.row_group(max(range(len(rows)), key=rows.__getitem__))
+    return sum(largest.column(i).num_values for i in range(largest.num_columns)) / largest.num_rows
+
+
+def _open(url: str) -> pq.ParquetFile:
+    """Local files through Arrow's own reader, which holds no GIL; everything else through fsspec."""
+    fs, path = fsspec.core.url_to_fs(url)
+    if isinstance(fs, LocalFileSystem):
+        return pq.ParquetFile(path, memory_map=True)
+    return pq.ParquetFile(fs.open(path, "rb"), pre_buffer=True)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

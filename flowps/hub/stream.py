@@ -1,0 +1,173 @@
+"""Partitions → an ordered, bounded stream of batches, each partition a Dask task.
+
+Covers submitting, order, back-pressure and stitching at partition borders. Decoding is done by `read_partition` in the task.
+Dask recomputes what a lost worker had; nothing of that is rewritten here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import distributed
+import numpy as np
+
+from flowps.batch import Batch
+from flowps.errors import StoppedError
+from flowps.hub.decode import Dense, cut, decode
+from flowps.hub.partition import Partition, read_table
+from flowps.hub.schema import Schema, check_same
+from flowps.status.run_status import RunStatus
+
+
+@dataclass(frozen=True)
+class ReadSpec:
+    """What every hub task of a run needs to know."""
+
+    schema: Schema
+    dense: Dense
+    batch_size: int
+    shuffle: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class PartitionBatches:
+    """What a hub task gives back.
+
+    `batches` in order: the first one completes the batch that the partitions before left open, all others are whole, and the
+    last one may be the beginning of a batch that the next partitions complete. `seconds` is the task's own time.
+    """
+
+    batches: list[Batch]
+    seconds: float
+
+
+def read_partition(partition: Partition, spec: ReadSpec, epoch: int, open_rows: int) -> PartitionBatches:
+    """The hub task: read, decode, shuffle and cut one partition. `open_rows` rows of the current batch have come before it."""
+    start = time.perf_counter()
+    table = read_table(partition, spec.schema.columns)
+    found = {f.name: f.type for f in table.schema}
+    check_same(spec.schema.types, found, spec.schema.columns, partition.url, "the files as listed")
+    columns = decode(table, spec.schema, spec.dense, partition.url, partition.first_row)
+    order = None
+    if spec.shuffle:
+        key = [spec.seed, epoch, partition.first_row, *partition.url.rsplit("/", 1)[-1].encode()]
+        order = np.random.default_rng(key).permutation(partition.num_rows)
+    first = min((spec.batch_size - open_rows) % spec.batch_size, partition.num_rows)
+    bounds = [*([0] if first else []), *range(first, partition.num_rows, spec.batch_size), partition.num_rows]
+    return PartitionBatches(cut(columns, order, bounds), time.perf_counter() - start)
+
+
+class HubStream(Iterator[Batch]):
+    """Iterator over the batches of one epoch: exactly `spec.batch_size` samples each, the last one shorter.
+
+    Parameters
+    ----------
+    client : where the tasks run.
+    order : the partitions of this epoch, in reading order.
+    tasks_in_flight : at most this many partitions are being decoded or wait, decoded, to be read.
+    status : gets `DecodePartition` (time of each task) and counts `empty_reads`.
+
+    One thread at a time may call `next`; `close` may come from any thread and makes a waiting `next` raise StoppedError.
+    A task's exception (DataError, …) is raised by `next`. The end is StopIteration. `next` blocks and does not
+    poll: a wake-up with nothing to read would be counted as an empty read, and none is ever sent.
+    """
+
+    def __init__(
+        self,
+        client: distributed.Client,
+        order: Sequence[Partition],
+        spec: ReadSpec,
+        epoch: int,
+        tasks_in_flight: int,
+        status: RunStatus,
+    ) -> None:
+        self._client, self._spec, self._epoch, self._status = client, spec, epoch, status
+        self._tasks = self._plan(order)
+        self._futures: deque[Any] = deque()
+        self._ready: deque[Batch] = deque()
+        self._open: list[Batch] = []
+        self._woken = threading.Condition()  # guards `_closed` and `_futures`; a task's end and `close` notify it
+        self._closed = False
+        self._awaited: Any = None
+        for _ in range(tasks_in_flight):
+            self._submit()
+
+    def __next__(self) -> Batch:
+        while not self._ready:
+            with self._woken:
+                if self._closed:
+                    raise StoppedError("reading samples: the stream was closed")
+                self._awaited = self._futures.popleft() if self._futures else None
+            if self._awaited is None:
+                if not self._open:
+                    raise StopIteration
+                return self._stitch()
+            self._receive(self._wait(self._awaited))
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Give up what has not been read. Idempotent."""
+        with self._woken:
+            self._closed = True
+            futures, self._futures = self._futures, deque()
+            self._woken.notify_all()
+        for future in futures:
+            future.cancel()
+
+    def _plan(self, order: Sequence[Partition]) -> Iterator[tuple[Partition, int]]:
+        """Each partition with the rows of the open batch that have come before it."""
+        rows = 0
+        for partition in order:
+            yield partition, rows % self._spec.batch_size
+            rows += partition.num_rows
+
+    def _submit(self) -> None:
+        for partition, open_rows in self._tasks:
+            future = self._client.submit(read_partition, partition, self._spec, self._epoch, open_rows, pure=False)
+            with self._woken:
+                if not self._closed:
+                    self._futures.append(future)
+                    return
+            future.cancel()  # `close` came meanwhile and has not seen it
+            return
+
+    def _wait(self, future: Any) -> PartitionBatches:
+        """The task's result. Waits without polling: the task's end and `close` both wake it."""
+        future.add_done_callback(self._wake)
+        with self._woken:
+            while not (future.done() or self._closed):
+                self._woken.wait()
+                if not (future.done() or self._closed):
+                    self._status.count("empty_reads")
+        if self._closed:
+            future.cancel()
+            raise StoppedError("reading samples: the stream was closed")
+        try:
+            result: PartitionBatches = future.result()
+        finally:
+            future.release()  # of an error too: its traceback, kept with the future, would keep this stream
+        return result
+
+    def _wake(self, future: Any) -> None:
+        with self._woken:
+            if future is self._awaited:  # late news of an earlier task wakes nobody
+                self._woken.notify_all()
+
+    def _receive(self, part: PartitionBatches) -> None:
+        self._submit()
+        self._status.observe("DecodePartition", part.seconds)
+        for batch in part.batches:
+            self._open.append(batch)
+            if sum(piece.size for piece in self._open) == self._spec.batch_size:
+                self._ready.append(self._stitch())
+
+    def _stitch(self) -> Batch:
+        whole = Batch.concat(self._open)
+        self._open = []
+        return whole

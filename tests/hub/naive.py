@@ -1,0 +1,116 @@
+"""The slow and obvious twin of `hub.hashing`, `hub.decode` and `Batch.concat`.
+
+Plain Python, one value at a time, over `to_pylist` and the xxhash package. Knows the published rule, nothing of Arrow's
+buffers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from flowps.batch import Batch
+from flowps.config import Slot
+from flowps.hub.decode import Dense
+from flowps.hub.schema import Schema
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row: its label, its dense numbers, and one bag of signs per slot."""
+
+    label: float
+    dense: tuple[float, ...]
+    bags: tuple[tuple[int, ...], ...]
+
+
+def seed(slot_name: str) -> int:
+    """The seed of a slot's signs."""
+    return xxhash.xxh64_intdigest(slot_name.encode("utf-8"), seed=0)
+
+
+def sign(value: str | int | bool, slot_name: str, hash_size: int = 0) -> int:
+    """The sign of one value."""
+    data = value.encode("utf-8") if isinstance(value, str) else (int(value) % 2**64).to_bytes(8, "little")
+    found = xxhash.xxh64_intdigest(data, seed=seed(slot_name))
+    if hash_size:
+        found = xxhash.xxh64_intdigest((found % hash_size).to_bytes(8, "little"), seed=seed(slot_name))
+    return found
+
+
+def bag(value: Any, slot: Slot) -> tuple[int, ...]:
+    """The signs of one cell: none for null, one for a value, one for each value of a list."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(sign(v, slot.name, slot.hash_size) for v in values if v is not None)
+
+
+def number(value: Any, how: Dense) -> float:
+    """One cell of a dense column."""
+    x = how.fill if value is None else float(value)
+    return math.copysign(math.log1p(abs(x)), x) if how.log1p else x
+
+
+def samples(table: pa.Table, schema: Schema, how: Dense) -> list[Sample]:
+    """Every row of `table`."""
+    cells = {name: table.column(name).to_pylist() for name in schema.columns}
+    return [
+        Sample(
+            label=float(cells[schema.label][row]),
+            dense=tuple(number(cells[name][row], how) for name in schema.dense),
+            bags=tuple(bag(cells[slot.name][row], slot) for slot in schema.slots),
+        )
+        for row in range(table.num_rows)
+    ]
+
+
+def batch(rows: Sequence[Sample]) -> Batch:
+    """The batch of at least one row: bags laid out slot by slot, sample by sample."""
+    signs: list[int] = []
+    offsets = [0]
+    for s in range(len(rows[0].bags)):
+        for row in rows:
+            signs += row.bags[s]
+            offsets.append(len(signs))
+    dense = np.array([row.dense for row in rows], np.float64).astype(np.float32)
+    return Batch(
+        labels=np.array([row.label for row in rows], np.float32),
+        dense=dense.reshape(len(rows), len(rows[0].dense)),
+        signs=np.array(signs, np.uint64),
+        offsets=np.array(offsets, np.int32),
+    )
+
+
+def rows_of(found: Batch) -> list[Sample]:
+    """A batch, back as rows."""
+    k = [[s * found.size + b for s in range(found.num_slots)] for b in range(found.size)]
+    return [
+        Sample(
+            label=float(found.labels[b]),
+            dense=tuple(float(x) for x in found.dense[b]),
+            bags=tuple(tuple(int(x) for x in found.signs[found.offsets[i] : found.offsets[i + 1]]) for i in k[b]),
+        )
+        for b in range(found.size)
+    ]
+
+
+def concat(pieces: Sequence[Batch]) -> Batch:
+    """The pieces' rows, one after the other, in one batch."""
+    return batch([row for piece in pieces for row in rows_of(piece)])
+
+
+def assert_same(ours: Batch, expected: Batch) -> None:
+    """Same shapes, dtypes, labels, signs and offsets; dense numbers at most one float32 step apart (for log1p)."""
+    for name, dtype in (("labels", np.float32), ("dense", np.float32), ("signs", np.uint64), ("offsets", np.int32)):
+        found, wanted = getattr(ours, name), getattr(expected, name)
+        assert found.dtype == dtype, name
+        assert found.shape == wanted.shape, name
+        if name == "dense":
+            np.testing.assert_array_max_ulp(found, wanted, maxulp=1)
+        else:
+            np.testing.assert_array_equal(found, wanted, err_msg=name)

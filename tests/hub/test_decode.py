@@ -1,0 +1,396 @@
+"""Decoding against its slow twin, over tables of every supported type, chunked and sliced; and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowps.batch import Batch
+from flowps.config import Config, Data, Slot
+from flowps.errors import DataError
+from flowps.hub.decode import Dense, cut, decode
+from flowps.hub.schema import Schema, infer
+from tests.hub import naive
+
+WHERE = "/data/day=1/part-0.parquet"
+PLAIN = Dense()
+F32_MAX = float(np.finfo(np.float32).max)
+
+
+def schema_of(table: pa.Table, slot: Sequence[Slot] = (), **data: Any) -> Schema:
+    return infer({f.name: f.type for f in table.schema}, Config(data=Data(**data), slot=tuple(slot)))
+
+
+def batches_of(table: pa.Table, schema: Schema, how: Dense, order: Sequence[int] | None, bounds: Sequence[int]) -> list[Batch]:
+    columns = decode(table, schema, how, WHERE)
+    return cut(columns, None if order is None else np.array(order, np.int64), bounds)
+
+
+def check(table: pa.Table, schema: Schema | None = None, how: Dense = PLAIN) -> Batch:
+    """Decode the table as one batch, hold it against the twin, return it."""
+    schema = schema or schema_of(table)
+    (found,) = batches_of(table, schema, how, None, [0, table.num_rows])
+    naive.assert_same(found, naive.batch(naive.samples(table, schema, how)))
+    return found
+
+
+def check_slot(values: pa.Array | pa.ChunkedArray) -> Batch:
+    """The same for a table of one slot."""
+    return check(pa.table({"label": pa.array([0, 1] * len(values), pa.int8())[: len(values)], "u": values}))
+
+
+def refusal_of(table: pa.Table, how: Dense = PLAIN, first_row: int = 0, **data: Any) -> str:
+    """The message with which decoding the table is refused."""
+    schema = schema_of(table, **data)
+    with pytest.raises(DataError) as refusal:
+        decode(table, schema, how, WHERE, first_row)
+    return str(refusal.value)
+
+
+# --- any table  -------------------------------------------------------------------------------------------------------
+
+# Smallest and largest value of each integer type.
+INTS = {pa.type_for_alias(f"int{bits}"): (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)}
+INTS |= {pa.type_for_alias(f"uint{bits}"): (0, 2**bits - 1) for bits in (8, 16, 32, 64)}
+SCALARS = [*INTS, pa.bool_(), pa.string(), pa.large_string()]
+INDICES = [pa.int8(), pa.int16(), pa.int64(), pa.uint8(), pa.uint32()]
+
+
+def values_of(found: pa.DataType) -> st.SearchStrategy[Any]:
+    """Values of a type, null among them."""
+    if pa.types.is_dictionary(found):
+        return values_of(found.value_type)
+    if found in INTS:
+        lo, hi = INTS[found]
+        return st.none() | st.integers(lo, hi) | st.sampled_from([lo, hi, 0, 1])
+    if pa.types.is_boolean(found):
+        return st.none() | st.booleans()
+    if pa.types.is_null(found):
+        return st.none()
+    if pa.types.is_fixed_size_list(found):
+        return st.none() | st.lists(values_of(found.value_type), min_size=found.list_size, max_size=found.list_size)
+    if pa.types.is_list(found) or pa.types.is_large_list(found):
+        return st.none() | st.just([]) | st.lists(values_of(found.value_type), max_size=4)
+    return st.none() | st.text(max_size=40) | st.sampled_from(["", "a", "é" * 20])
+
+
+scalars = st.sampled_from(SCALARS)
+flats = scalars | st.builds(pa.dictionary, st.sampled_from(INDICES), scalars)
+slot_types = flats | st.one_of(
+    flats.map(pa.list_),
+    flats.map(pa.large_list),
+    st.builds(pa.list_, flats, st.integers(0, 3)),
+    st.sampled_from([pa.list_(pa.null()), pa.large_list(pa.null()), pa.list_(pa.null(), 2)]),
+)
+
+
+@st.composite
+def columns(draw: st.DrawFn, found: pa.DataType, num_rows: int, values: st.SearchStrategy[Any]) -> pa.ChunkedArray:
+    """`num_rows` values as 1 … 3 chunks (empty ones too), each sliced out of a longer array."""
+    cuts = sorted(draw(st.lists(st.integers(0, num_rows), max_size=2)))
+    chunks = []
+    for lo, hi in zip([0, *cuts], [*cuts, num_rows], strict=True):
+        before, after = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+        n = before + hi - lo + after
+        whole = pa.array(draw(st.lists(values, min_size=n, max_size=n)), found)
+        chunks.append(whole.slice(before, hi - lo))
+    return pa.chunked_array(chunks, type=found)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[pa.Table, Schema]:
+    """1 … 10 rows: a label, two dense columns and three slots of any type, folded or not."""
+    num_rows = draw(st.integers(1, 10))
+    before, after = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    labels = draw(st.sampled_from([pa.int8(), pa.uint64(), pa.bool_(), pa.float32(), pa.float64()]))
+    types = {
+        "label": (labels, st.booleans() if labels == pa.bool_() else st.integers(0, 1)),
+        "x": (draw(st.sampled_from([pa.float32(), pa.float64()])), st.none() | st.floats(-1e6, 1e6, width=32)),
+        "n": (draw(st.sampled_from([pa.int16(), pa.int64()])), st.none() | st.integers(-30_000, 30_000)),
+    }
+    for name in ("s0", "s1", "城市"):
+        found = draw(slot_types)
+        types[name] = (found, values_of(found))
+    table = pa.table({name: draw(columns(found, before + num_rows + after, v)) for name, (found, v) in types.items()})
+    slot = Slot(name="s1", hash_size=draw(st.sampled_from([0, 1, 3, 1000, 2**62])))
+    return table.slice(before, num_rows), schema_of(table, [slot], dense=("n",))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), tables(), st.booleans(), st.sampled_from([0.0, -1.5, 1e30]))
+def test_any_table_in_any_order_cut_anywhere(
+    data: st.DataObject, given_table: tuple[pa.Table, Schema], log1p: bool, fill: float
+) -> None:
+    table, schema = given_table
+    how = Dense(fill, log1p)
+    num_rows = table.num_rows
+    order = data.draw(st.none() | st.permutations(range(num_rows)))
+    bounds = sorted({0, num_rows, *data.draw(st.lists(st.integers(0, num_rows), max_size=3))})
+    found = batches_of(table, schema, how, order, bounds)
+    rows = naive.samples(table, schema, how)
+    ordered = rows if order is None else [rows[i] for i in order]
+    expected = [naive.batch(ordered[lo:hi]) for lo, hi in pairwise(bounds)]
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        naive.assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("found", SCALARS, ids=str)
+def test_one_row(found: pa.DataType) -> None:
+    assert len(check_slot(pa.array(["1"]).cast(found)).signs) == 1
+    assert len(check_slot(pa.array([None], found)).signs) == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["", "", ""]),
+        pa.array([None, "", None], pa.large_string()),
+        pa.array([[""], [], ["", ""]]),
+        pa.array([[], [], []], pa.list_(pa.string())),
+        pa.array([None, None, None], pa.large_list(pa.int64())),
+        pa.array([[None], [], None], pa.list_(pa.null())),
+        pa.array([[None, None], None, [None, None]], pa.list_(pa.string(), 2)),
+        pa.array([None, None, None], pa.dictionary(pa.int8(), pa.string())),
+    ],
+    ids=lambda values: f"{values.type} {values.to_pylist()}",
+)
+def test_little_or_nothing_in_it(values: pa.Array) -> None:
+    check_slot(values)
+
+
+def test_a_table_without_slots_or_without_dense_columns() -> None:
+    table = pa.table({"label": [0, 1], "x": [0.5, None], "u": [1, 2]})
+    only_dense = check(table, schema_of(table, exclude=("u",)))
+    assert (only_dense.num_slots, only_dense.dense.shape) == (0, (2, 1))
+    only_slots = check(table, schema_of(table, exclude=("x",)))
+    assert (only_slots.num_slots, only_slots.dense.shape) == (1, (2, 0))
+
+
+def test_one_value_has_one_sign_whatever_its_column() -> None:
+    """The published rule: integers of any width, plain, in a dictionary or a list."""
+    arrays = [pa.array([5, 1], t) for t in INTS]
+    arrays += [pa.array([5, 1], pa.dictionary(pa.int8(), pa.uint16())), pa.array([[5], [1]], pa.list_(pa.int16()))]
+    assert {tuple(check_slot(a).signs.tolist()) for a in arrays} == {(naive.sign(5, "u"), naive.sign(1, "u"))}
+    texts = [pa.array(["é"], t) for t in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()))]
+    assert {check_slot(a).signs[0] for a in texts} == {naive.sign("é", "u")}
+    assert check_slot(pa.array([True])).signs[0] == naive.sign(1, "u")
+    assert naive.sign("5", "u") != naive.sign(5, "u")
+
+
+# --- Arrow's corners  -------------------------------------------------------------------------------------------------
+
+
+def test_values_that_null_lists_hide_are_left_out() -> None:
+    """A null list may still span values in storage."""
+    values = pa.ListArray.from_arrays(
+        pa.array([0, 2, 4, 5], pa.int32()), pa.array([1, 2, 3, 4, 5]), mask=pa.array([False, True, False])
+    )
+    assert values.to_pylist() == [[1, 2], None, [5]]
+    assert check_slot(values).offsets.tolist() == [0, 2, 2, 3]
+    assert check_slot(values.slice(1)).offsets.tolist() == [0, 0, 1]
+
+
+def test_null_values_that_hide_text_are_left_out() -> None:
+    hidden = pa.StringArray.from_buffers(
+        3,
+        pa.py_buffer(np.array([0, 2, 4, 6], np.int32).tobytes()),
+        pa.py_buffer(b"aabbcc"),
+        pa.py_buffer(bytes([0b101])),
+        null_count=1,
+    )
+    assert hidden.to_pylist() == ["aa", None, "cc"]
+    check_slot(hidden)
+
+
+def test_a_dictionary_with_entries_that_no_row_uses() -> None:
+    values = pa.DictionaryArray.from_arrays(pa.array([2, 2, None, 0], pa.int8()), pa.array(["a", "unused", "c"]))
+    assert len(check_slot(values).signs) == 3
+
+
+def test_a_dictionary_with_a_null_entry_that_no_row_uses() -> None:
+    values = pa.DictionaryArray.from_arrays(pa.array([2, 0, None, 0], pa.int8()), pa.array(["a", None, "c"]))
+    assert len(check_slot(values).signs) == 3
+    numbers = pa.DictionaryArray.from_arrays(pa.array([2, 0], pa.int8()), pa.array([7, None, 9], pa.uint16()))
+    assert len(check_slot(numbers).signs) == 2
+
+
+@pytest.mark.parametrize("entries", [pa.array(["a", None, "c"]), pa.array([7, None, 9]), pa.array([True, None, False])])
+def test_a_row_that_uses_a_null_entry_of_a_dictionary_is_null(entries: pa.Array) -> None:
+    """Null in the dictionary is as null as null in the indices, and must not shift the signs of the rows after it."""
+    values = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2, 1, 0], pa.int8()), entries)
+    assert values.to_pylist().count(None) == 3
+    check_slot(values)
+
+
+def test_a_list_that_uses_a_null_entry_of_a_dictionary() -> None:
+    values = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2, 1, 0], pa.int8()), pa.array(["a", None, "c"]))
+    check_slot(pa.ListArray.from_arrays(pa.array([0, 2, 2, 4, 6], pa.int32()), values))
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t, pa.list_, pa.large_list, lambda t: pa.list_(t, 1)])
+def test_chunks_with_dictionaries_of_their_own(wrap: Any) -> None:
+    """Row groups have their own dictionaries: one code, two values."""
+    flat = pa.dictionary(pa.int8(), pa.string())
+    found = wrap(flat)
+    rows = [["a", "b"], ["b", "c"]] if found == flat else [[["a"], ["b"]], [["b"], ["c"]]]
+    check_slot(pa.chunked_array([pa.array(r, found) for r in rows]))
+
+
+def test_dictionary_codes_up_to_the_end_of_their_type() -> None:
+    entries = pa.array([f"v{i}" for i in range(256)])
+    check_slot(pa.DictionaryArray.from_arrays(pa.array([255, 128, 0], pa.uint8()), entries))
+
+
+# --- labels  ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([True, False, True]),
+        pa.array([1, 0, 1], pa.uint8()),
+        pa.array([1, 0, 1], pa.int64()),
+        pa.array([1.0, 0.0, 1.0], pa.float32()),
+        pa.array([1.0, -0.0, 1.0], pa.float64()),
+        pa.array(np.array([1, 0, 1], np.float16)),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_labels_of_any_number_type(labels: pa.Array) -> None:
+    assert check(pa.table({"label": labels, "u": [1, 2, 3]})).labels.tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        (pa.array([0, 1, 2], pa.int8()), "found 2"),
+        (pa.array([0, 1, -1], pa.int64()), "found -1"),
+        (pa.array([0, 1, 2**64 - 1], pa.uint64()), "found 18446744073709551615"),
+        (pa.array([0.0, 1.0, 0.5]), "found 0.5"),
+        (pa.array([0.0, 1.0, math.nan]), "found nan"),
+        (pa.array([0.0, 1.0, math.inf], pa.float32()), "found inf"),
+        (pa.array([0, 1, None], pa.int8()), "found null"),
+        (pa.array([True, False, None]), "found null"),
+        (pa.array([0.0, 1.0, None]), "found null"),
+    ],
+)
+def test_a_label_that_is_not_0_or_1_is_refused(labels: pa.Array, shown: str) -> None:
+    message = refusal_of(pa.table({"label": labels, "u": [1, 2, 3]}), first_row=1000)
+    assert message.startswith(f"{WHERE}: column 'label', row 1002: {shown}, expected ")
+    assert "0 or 1" in message
+    assert "1 such rows" in message
+
+
+def test_the_first_bad_label_is_shown_and_all_are_counted() -> None:
+    message = refusal_of(pa.table({"label": pa.chunked_array([[0, 1], [3, 4], [5]]), "u": [1] * 5}))
+    assert "row 2: found 3" in message
+    assert "3 such rows" in message
+
+
+# --- dense columns  ---------------------------------------------------------------------------------------------------
+
+
+def test_nulls_become_the_fill() -> None:
+    table = pa.table({"label": [0, 1, 0], "x": [1.5, None, -2.0], "n": pa.array([None, 2, None], pa.int32())})
+    found = check(table, schema_of(table, dense=("n",)), Dense(fill=-1.0))
+    assert found.dense.tolist() == [[1.5, -1.0], [-1.0, 2.0], [-2.0, -1.0]]
+
+
+def test_log1p_keeps_the_sign_and_comes_after_the_fill() -> None:
+    table = pa.table({"label": [0, 1, 0, 1, 0], "x": [math.e - 1, 1 - math.e, 0.0, None, 1e-6]})
+    found = check(table, how=Dense(fill=math.e - 1, log1p=True))
+    np.testing.assert_allclose(found.dense[:, 0], [1, -1, 0, 1, 1e-6], rtol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-F32_MAX, F32_MAX, width=32), min_size=1, max_size=8))
+def test_log1p_is_symmetric(values: list[float]) -> None:
+    labels = [0] * len(values)
+    found, mirrored = (
+        check(pa.table({"label": labels, "x": pa.array(v, pa.float32())}), how=Dense(log1p=True))
+        for v in (values, [-x for x in values])
+    )
+    np.testing.assert_array_equal(found.dense, -mirrored.dense)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([True, False, None]),
+        pa.array([-128, 127, None], pa.int8()),
+        pa.array(np.array([0.5, -2, 65504], np.float16)),
+        pa.array([1e-45, -F32_MAX, F32_MAX], pa.float64()),
+        pa.array([2**24, -(2**24), None], pa.int64()),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_numbers_of_any_type_can_be_dense(values: pa.Array) -> None:
+    table = pa.table({"label": [0, 1, 0], "x": values})
+    check(table, schema_of(table, dense=("x",)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [pa.array([2**53 + 1, -(2**63), 2**63 - 1]), pa.array([2**53 + 1, 2**63, 2**64 - 1], pa.uint64())],
+    ids=lambda values: str(values.type),
+)
+def test_integers_that_floats_cannot_hold_exactly_are_rounded(values: pa.Array) -> None:
+    table = pa.table({"label": [0, 1, 0], "x": values})
+    check(table, schema_of(table, dense=("x",)))
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (pa.array([0.5, None, math.nan]), "found nan"),
+        (pa.array([0.5, None, math.inf]), "found inf"),
+        (pa.array([0.5, 1.5, -math.inf], pa.float32()), "found -inf"),
+        (pa.array(np.array([0.5, 1.5, np.nan], np.float16)), "found nan"),
+        (pa.array([0.5, None, 1e39]), "found 1e+39"),
+        (pa.array([0.5, 1.5, -1e300]), "found -1e+300"),
+    ],
+)
+@pytest.mark.parametrize("log1p", [False, True])
+def test_what_is_not_a_finite_float32_is_refused(values: pa.Array, shown: str, log1p: bool) -> None:
+    table = pa.table({"label": [0, 1, 0], "n": [1.0, 2.0, 3.0], "x": values})
+    message = refusal_of(table, Dense(log1p=log1p), first_row=70_000)
+    assert message.startswith(f"{WHERE}: column 'x', row 70002: {shown}, expected ")
+    assert "finite" in message
+    assert "1 such rows" in message
+    assert "leave the column out" in message
+
+
+def test_null_is_no_nan_to_the_refusal() -> None:
+    """Nulls before the bad value are not the bad value."""
+    message = refusal_of(pa.table({"label": [0] * 4, "x": [None, None, math.inf, None]}))
+    assert "row 2: found inf" in message
+    assert "1 such rows" in message
+
+
+# --- cutting  ---------------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_whole_and_in_order() -> None:
+    table = pa.table({"label": [0, 1] * 5, "x": np.arange(10.0), "u": [[i] * (i % 3) for i in range(10)]})
+    order = np.array([9, 0, 8, 1, 7, 2, 6, 3, 5, 4])
+    found = batches_of(table, schema_of(table), PLAIN, list(order), [0, 3, 6, 10])
+    assert [batch.size for batch in found] == [3, 3, 4]
+    np.testing.assert_array_equal(np.concatenate([batch.dense[:, 0] for batch in found]), order)
+
+
+def test_more_signs_than_offsets_can_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowps.batch._MAX_SIGNS", 5)
+    table = pa.table({"label": [0, 1, 0], "u": [[1, 2], [3, 4], [5, 6]]})
+    columns = decode(table, schema_of(table), PLAIN, WHERE)
+    assert [len(batch.signs) for batch in cut(columns, None, [0, 2, 3])] == [4, 2]
+    with pytest.raises(DataError, match=r"3 samples has 6 signs.*lower data\.batch_size"):
+        cut(columns, None, [0, 3])

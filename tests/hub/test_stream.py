@@ -1,0 +1,589 @@
+"""`HubStream` over a real embedded Dask cluster: whole batches in order, bounded, and an end that is never mistaken."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowps.batch import Batch
+from flowps.config import Config
+from flowps.errors import DataError, StoppedError
+from flowps.hub.decode import Dense
+from flowps.hub.partition import Partition, epoch_order, list_files, partitions, read_table
+from flowps.hub.schema import Schema, infer
+from flowps.hub.stream import HubStream, ReadSpec, read_partition
+from flowps.status.run_status import RunStatus
+from tests.hub import naive
+
+WAIT_S = 60  # how long a test waits for what must happen at once, before it fails
+COLUMNS = {"label": pa.int8(), "x": pa.float64(), "u": pa.int64(), "h": pa.list_(pa.string())}
+SCHEMA = infer(COLUMNS, Config())
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[distributed.Client]:
+    """Dask in this process. Without a dashboard address it would take port 8787."""
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": False}),
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, memory_limit=0, scheduler_kwargs={"dashboard": False},
+            dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):  # fmt: skip
+        yield client
+
+
+def rows(num_rows: int) -> pa.Table:
+    """x is the number of the row, so that any batch tells which rows it has."""
+    return pa.table(
+        {
+            "label": pa.array([i % 2 for i in range(num_rows)], pa.int8()),
+            "x": [float(i) for i in range(num_rows)],
+            "u": [i % 5 if i % 7 else None for i in range(num_rows)],
+            "h": [[f"{i}.{k}" for k in range(i % 4)] for i in range(num_rows)],
+        },
+        schema=pa.schema(COLUMNS),
+    )
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., list[Partition]]:
+    """Write a file with one row group per size; gives its partitions, one per row group."""
+
+    def write_file(sizes: Sequence[int], table: pa.Table | None = None, name: str = "a.parquet") -> list[Partition]:
+        table = rows(sum(sizes)) if table is None else table
+        with pq.ParquetWriter(tmp_path / name, table.schema) as writer:
+            for lo, hi in pairwise(np.cumsum([0, *sizes])):
+                writer.write_table(table.slice(lo, hi - lo))
+        return partitions(list_files([str(tmp_path / name)], "data.train"), 1)
+
+    return write_file
+
+
+def spec_of(batch_size: int, *, shuffle: bool = False, seed: int = 0, schema: Schema = SCHEMA) -> ReadSpec:
+    return ReadSpec(schema, Dense(), batch_size, shuffle, seed)
+
+
+def ids(batches: Sequence[Batch]) -> list[int]:
+    """The numbers of the rows, in the order of the batches."""
+    return [int(x) for batch in batches for x in batch.dense[:, 0]]
+
+
+def check_rows(batches: Sequence[Batch]) -> None:
+    """Whatever rows are in the batches, they are whole: each with its own label and bags."""
+    samples = naive.samples(rows(1 + max(ids(batches))), SCHEMA, Dense())
+    for batch in batches:
+        naive.assert_same(batch, naive.batch([samples[i] for i in ids([batch])]))
+
+
+def check_sizes(batches: Sequence[Batch], batch_size: int) -> None:
+    """All batches have `batch_size` rows, only the last may have fewer, none has none."""
+    sizes = [batch.size for batch in batches]
+    assert sizes[:-1] == [batch_size] * (len(sizes) - 1)
+    assert 0 < sizes[-1] <= batch_size
+
+
+class Direct:
+    """In place of a Dask client: computes a task when it is submitted."""
+
+    def submit(self, function: Callable[..., Any], *args: Any, pure: bool) -> Done:
+        return Done(function(*args))
+
+
+class Done:
+    """A future that is done."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self.key = f"task-{id(self)}"
+
+    def add_done_callback(self, function: Callable[[Any], None]) -> None:
+        function(self)
+
+    def done(self) -> bool:
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._value
+
+    def release(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+
+class Watched:
+    """A Dask client that counts what is submitted; `asked` is set when the stream begins to wait for a task."""
+
+    def __init__(self, client: distributed.Client) -> None:
+        self._client = client
+        self.submitted = 0
+        self.asked = threading.Event()
+
+    def submit(self, *args: Any, **kwargs: Any) -> WatchedFuture:
+        self.submitted += 1
+        return WatchedFuture(self._client.submit(*args, **kwargs), self.asked)
+
+
+class WatchedFuture:
+    """A Dask future that tells when it is asked."""
+
+    def __init__(self, future: distributed.Future, asked: threading.Event) -> None:
+        self._future, self._asked = future, asked
+
+    def add_done_callback(self, function: Callable[[Any], None]) -> None:
+        self._future.add_done_callback(lambda _: function(self))
+
+    def done(self) -> bool:
+        self._asked.set()
+        return bool(self._future.done())
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._asked.set()
+        return self._future.result(timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._future, name)
+
+
+class Gate:
+    """Stands in front of `read_table` in the hub tasks: the partitions in `shut` (by first row) wait there for `open`."""
+
+    def __init__(self) -> None:
+        self.shut: set[int] = set()
+        self.open = threading.Event()
+        self.passed = threading.Semaphore(0)  # released for each partition that was read
+
+    def read_table(self, partition: Partition, columns: Sequence[str]) -> pa.Table:
+        if partition.first_row in self.shut and not self.open.wait(WAIT_S):
+            raise AssertionError("the gate was not opened")
+        table = read_table(partition, columns)
+        self.passed.release()
+        return table
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr("flowps.hub.stream.read_table", gate.read_table)
+    yield gate
+    gate.open.set()
+
+
+def held(client: distributed.Client) -> int:
+    """Futures that the client holds, after what has been asked of its event loop so far."""
+    gc.collect()  # what an earlier test dropped is not to vanish between two counts
+    client.sync(asyncio.sleep, 0)
+    return len(client.futures)
+
+
+# --- whole batches, in order ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size"),
+    [
+        ([10], 3),
+        ([3, 3, 3, 3], 4),
+        ([1] * 7, 3),
+        ([5, 1, 9, 2], 4),
+        ([4, 4], 4),
+        ([8, 4], 4),
+        ([7], 7),
+        ([6, 6], 12),
+        ([2, 3], 100),
+        ([1], 1),
+        ([5, 4], 1),
+        ([1, 1, 1, 20, 1], 6),
+    ],
+)
+@pytest.mark.parametrize("tasks_in_flight", [1, 3])
+def test_batches_are_whole_and_in_the_order_of_the_file(
+    client: distributed.Client, write: Any, sizes: list[int], batch_size: int, tasks_in_flight: int
+) -> None:
+    before = held(client)
+    found = list(HubStream(client, write(sizes), spec_of(batch_size), 0, tasks_in_flight, RunStatus()))
+    check_sizes(found, batch_size)
+    assert ids(found) == list(range(sum(sizes)))
+    check_rows(found)
+    assert held(client) == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    batch_size=st.integers(1, 30),
+    tasks_in_flight=st.integers(1, 8),
+    shuffle=st.booleans(),
+)
+def test_any_sizes(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], batch_size: int, tasks_in_flight: int, shuffle: bool
+) -> None:
+    path = tmp_path_factory.mktemp("data") / "a.parquet"
+    with pq.ParquetWriter(path, pa.schema(COLUMNS)) as writer:
+        for lo, hi in pairwise(np.cumsum([0, *sizes])):
+            writer.write_table(rows(hi).slice(lo))
+    parts = epoch_order(partitions(list_files([str(path)], "data.train"), 1), 0, 0, shuffle)
+    spec = spec_of(batch_size, shuffle=shuffle)
+    found = list(HubStream(Direct(), parts, spec, 0, tasks_in_flight, RunStatus()))
+    check_sizes(found, batch_size)
+    assert sorted(ids(found)) == list(range(sum(sizes)))
+    check_rows(found)
+
+
+def test_batches_keep_their_order_when_a_later_task_ends_first(client: distributed.Client, write: Any, gate: Gate) -> None:
+    gate.shut = {0}
+    stream = HubStream(client, write([3, 3, 3, 3]), spec_of(5), 0, 4, RunStatus())
+    for _ in range(3):
+        assert gate.passed.acquire(timeout=WAIT_S)
+    gate.open.set()
+    assert ids(list(stream)) == list(range(12))
+
+
+def test_no_partitions_no_batches(client: distributed.Client) -> None:
+    stream = HubStream(client, [], spec_of(4), 0, 2, RunStatus())
+    assert list(stream) == []
+
+
+def test_the_end_stays_the_end(client: distributed.Client, write: Any) -> None:
+    stream = HubStream(client, write([3, 2]), spec_of(4), 0, 2, RunStatus())
+    assert [batch.size for batch in stream] == [4, 1]
+    assert next(stream, None) is None
+
+
+def test_each_task_is_timed_once(client: distributed.Client, write: Any) -> None:
+    status = RunStatus()
+    list(HubStream(client, write([3, 3, 3]), spec_of(2), 0, 2, status))
+    summary = status.summaries()["DecodePartition"]
+    assert summary.count == 3
+    assert 0 < summary.max_us < WAIT_S * 1e6
+
+
+# --- shuffling --------------------------------------------------------------------------------------------------------
+
+
+def shuffled(client: Any, parts: Sequence[Partition], *, seed: int = 0, epoch: int = 0, in_flight: int = 3) -> list[int]:
+    order = epoch_order(parts, seed, epoch, True)
+    found = list(HubStream(client, order, spec_of(7, shuffle=True, seed=seed), epoch, in_flight, RunStatus()))
+    check_sizes(found, 7)
+    check_rows(found)
+    return ids(found)
+
+
+def test_shuffled_is_a_permutation_of_partitions_and_of_rows_inside(client: distributed.Client, write: Any) -> None:
+    parts = write([10, 20, 30, 40])
+    found = shuffled(client, parts)
+    assert sorted(found) == list(range(100))
+    order = epoch_order(parts, 0, 0, True)
+    assert [p.first_row for p in order] != [p.first_row for p in parts]
+    start = 0
+    for part in order:
+        inside = found[start : start + part.num_rows]
+        expected = list(range(part.first_row, part.first_row + part.num_rows))
+        assert sorted(inside) == expected != inside
+        start += part.num_rows
+
+
+def test_seed_and_epoch_make_the_order(client: distributed.Client, write: Any) -> None:
+    parts = write([10, 20, 30])
+    first = shuffled(client, parts, seed=1, epoch=2)
+    assert shuffled(client, parts, seed=1, epoch=2) == first
+    assert shuffled(client, parts, seed=1, epoch=2, in_flight=1) == first
+    assert shuffled(client, parts, seed=1, epoch=3) != first
+    assert shuffled(client, parts, seed=2, epoch=2) != first
+
+
+def test_partitions_of_one_size_are_not_shuffled_alike(write: Any) -> None:
+    """By file name and first row."""
+    parts = [*write([30, 30], name="a.parquet"), *write([30], name="b.parquet")]
+    spec = spec_of(100, shuffle=True)
+    orders = [tuple(i - p.first_row for i in ids(read_partition(p, spec, 0, 0).batches)) for p in parts]
+    assert all(sorted(order) == list(range(30)) for order in orders)
+    assert len(set(orders)) == 3
+
+
+def test_rows_inside_a_partition_are_shuffled_by_seed_and_epoch(write: Any) -> None:
+    (part,) = write([30])
+    orders = {
+        (s, e): tuple(ids(read_partition(part, spec_of(100, shuffle=True, seed=s), e, 0).batches))
+        for s in range(2)
+        for e in range(3)
+    }
+    assert len(set(orders.values())) == 6
+    assert tuple(ids(read_partition(part, spec_of(7, shuffle=True, seed=1), 2, 0).batches)) == orders[1, 2]
+
+
+def test_moving_the_data_does_not_change_the_order(write: Any, tmp_path: Path) -> None:
+    (part,) = write([30])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.parquet").rename(tmp_path / "elsewhere" / "a.parquet")
+    moved = replace(part, url=str(tmp_path / "elsewhere" / "a.parquet"))
+    spec = spec_of(100, shuffle=True)
+    assert ids(read_partition(moved, spec, 3, 0).batches) == ids(read_partition(write([30])[0], spec, 3, 0).batches)
+
+
+# --- one task ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "open_rows", "sizes"),
+    [(10, 0, [4, 4, 2]), (10, 1, [3, 4, 3]), (10, 2, [2, 4, 4]), (2, 1, [2]), (3, 1, [3]), (4, 0, [4]), (1, 3, [1])],
+)
+def test_a_task_completes_the_open_batch_first(write: Any, num_rows: int, open_rows: int, sizes: list[int]) -> None:
+    found = read_partition(write([num_rows])[0], spec_of(4), 0, open_rows)
+    assert [batch.size for batch in found.batches] == sizes
+    assert ids(found.batches) == list(range(num_rows))
+    assert found.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("u", None),
+        ("label", None),
+        ("u", ["1", "2"]),
+        ("u", [1.5, 2.5]),
+        ("u", [[1], [2]]),
+        ("x", ["1", "2"]),
+        ("label", ["0", "1"]),
+    ],
+)
+def test_a_file_rewritten_with_other_columns_is_refused(write: Any, column: str, values: list[Any] | None) -> None:
+    """A file that changed after the schema was made must not be trained on as something else."""
+    table = rows(2).drop_columns([column])
+    if values is not None:
+        table = table.append_column(column, pa.array(values))
+    with pytest.raises(DataError) as refusal:
+        read_partition(write([2], table)[0], spec_of(4), 0, 0)
+    assert "a.parquet" in str(refusal.value)
+    assert repr(column) in str(refusal.value)
+
+
+# --- back-pressure ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks_in_flight", [1, 2, 5])
+def test_tasks_in_flight_are_bounded(client: distributed.Client, write: Any, tasks_in_flight: int) -> None:
+    """Submitted and not yet read: never more than asked for, and as many as asked for while there are any."""
+    parts = write([3] * 8)
+    watched, status = Watched(client), RunStatus()
+    stream = HubStream(watched, parts, spec_of(2), 0, tasks_in_flight, status)
+    assert watched.submitted == tasks_in_flight
+    for _ in stream:
+        read = status.summaries()["DecodePartition"].count
+        assert watched.submitted == min(len(parts), read + tasks_in_flight)
+    assert watched.submitted == len(parts)
+
+
+def test_more_tasks_in_flight_than_partitions(client: distributed.Client, write: Any) -> None:
+    watched = Watched(client)
+    assert len(list(HubStream(watched, write([3, 3]), spec_of(2), 0, 100, RunStatus()))) == 3
+    assert watched.submitted == 2
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_in_a_task_reaches_next(client: distributed.Client, write: Any, tmp_path: Path) -> None:
+    labels = pa.array([0] * 7 + [9] + [0] * 4, pa.int8())
+    parts = write([3, 3, 3, 3], rows(12).set_column(0, "label", labels))
+    stream = HubStream(client, parts, spec_of(3), 0, 2, RunStatus())
+    assert [next(stream).size, next(stream).size] == [3, 3]
+    with pytest.raises(DataError) as refusal:
+        next(stream)
+    assert str(refusal.value).startswith(f"{tmp_path}/a.parquet: column 'label', row 7: found 9, expected ")
+
+
+def test_an_error_leaves_no_future_behind(client: distributed.Client, write: Any) -> None:
+    """Dask keeps the exception with the future: unless that is released, its traceback keeps the stream and all it holds."""
+    before = held(client)
+    stream = HubStream(client, write([3], rows(3).set_column(0, "label", [[0, 9, 0]])), spec_of(3), 0, 1, RunStatus())
+    with pytest.raises(DataError):
+        next(stream)
+    stream.close()
+    assert held(client) == before
+
+
+def test_a_file_that_vanishes_during_the_epoch(client: distributed.Client, write: Any, tmp_path: Path) -> None:
+    stream = HubStream(client, write([3, 3, 3]), spec_of(3), 0, 1, RunStatus())
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(DataError, match=r"a\.parquet: row groups \[\d\] cannot be read"):
+        list(stream)
+
+
+# --- closing ----------------------------------------------------------------------------------------------------------
+
+
+def test_close_wakes_a_next_that_waits(client: distributed.Client, write: Any, gate: Gate) -> None:
+    """The task itself never ends: its read waits at the gate."""
+    gate.shut = {0}
+    watched, before = Watched(client), held(client)
+    stream = HubStream(watched, write([3, 3, 3]), spec_of(2), 0, 2, RunStatus())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, stream)
+        assert watched.asked.wait(WAIT_S)
+        stream.close()
+        with pytest.raises(StoppedError, match="reading samples"):
+            waiting.result(timeout=5)
+    assert held(client) == before
+
+
+def test_close_gives_up_what_was_not_read(client: distributed.Client, write: Any, gate: Gate) -> None:
+    gate.shut = {0, 3, 6}
+    watched, before = Watched(client), held(client)
+    stream = HubStream(watched, write([3] * 6), spec_of(3), 0, 3, RunStatus())
+    assert held(client) == before + 3
+    stream.close()
+    stream.close()
+    assert held(client) == before
+    assert watched.submitted == 3
+
+
+@pytest.mark.parametrize("batches_before", [0, 1, 2])
+def test_next_after_close_is_stopped_not_at_the_end(client: distributed.Client, write: Any, batches_before: int) -> None:
+    """An end, or a short last batch, would pass for a complete epoch. Of 5 + 5 + 5 rows, 4 + 4 leave 2 in an open batch."""
+    stream = HubStream(client, write([5, 5, 5]), spec_of(4), 0, 1, RunStatus())
+    assert [next(stream).size for _ in range(batches_before)] == [4] * batches_before
+    stream.close()
+    with pytest.raises(StoppedError):
+        next(stream)
+
+
+def test_close_between_the_look_and_the_pop_of_next(client: distributed.Client, write: Any) -> None:
+    """Another thread closes when `next` has seen that there are futures. It may be first or not; `next` must know either."""
+    stream = HubStream(client, write([3, 3]), spec_of(2), 0, 2, RunStatus())
+    looked, closed = threading.Event(), threading.Event()
+
+    def close() -> None:
+        looked.wait(WAIT_S)
+        stream.close()
+        closed.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(close)
+
+        class Racing(deque[Any]):
+            def __len__(self) -> int:
+                size = super().__len__()
+                if not looked.is_set():
+                    looked.set()
+                    closed.wait(0.3)  # in vain where `next` has locked it out
+                return size
+
+        stream._futures = Racing(stream._futures)
+        with suppress(StoppedError):
+            assert ids([next(stream)]) == [0, 1]
+        closing.result(timeout=WAIT_S)
+
+
+# --- empty reads ------------------------------------------------------------------------------------------------------
+
+
+class Counting(RunStatus):
+    """Tells when something was counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = threading.Event()
+
+    def count(self, name: str, by: int = 1) -> None:
+        super().count(name, by)
+        self.counted.set()
+
+
+def test_a_wait_that_is_woken_with_nothing_to_read_is_an_empty_read(client: distributed.Client, write: Any, gate: Gate) -> None:
+    gate.shut = {0}
+    watched, status = Watched(client), Counting()
+    stream = HubStream(watched, write([3, 3]), spec_of(6), 0, 2, status)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, stream)
+        assert watched.asked.wait(WAIT_S)
+        with stream._woken:
+            stream._woken.notify_all()
+        assert status.counted.wait(WAIT_S)
+        assert status.counters() == {"empty_reads": 1}
+        assert not waiting.done()
+        gate.open.set()
+        assert waiting.result(timeout=WAIT_S).size == 6
+
+
+def test_waiting_for_a_slow_task_is_no_empty_read(client: distributed.Client, write: Any, gate: Gate) -> None:
+    gate.shut = {0}
+    watched, status = Watched(client), RunStatus()
+    stream = HubStream(watched, write([3]), spec_of(3), 0, 1, status)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, stream)
+        assert watched.asked.wait(WAIT_S)
+        gate.open.set()
+        assert waiting.result(timeout=WAIT_S).size == 3
+    assert status.counters() == {}
+
+
+class Scripted(Done):
+    """A future whose end, and whose news of its end, come when the test says."""
+
+    def __init__(self, value: Any, done: bool) -> None:
+        super().__init__(value)
+        self._done = done
+        self._callback: Callable[[Any], None] = lambda future: None
+        self.looks = 0
+        self.looked = [threading.Event(), threading.Event()]  # at whether it is done: once, twice
+
+    def add_done_callback(self, function: Callable[[Any], None]) -> None:
+        self._callback = function
+
+    def done(self) -> bool:
+        if self.looks < 2:
+            self.looked[self.looks].set()
+        self.looks += 1
+        return self._done
+
+    def end(self) -> None:
+        self._done = True
+        self.tell()
+
+    def tell(self) -> None:
+        self._callback(self)
+
+
+def test_late_news_of_the_task_before_is_no_empty_read(write: Any) -> None:
+    """Dask calls back from a thread of its own, maybe after the stream has found the task done and waits for the next one."""
+    spec = spec_of(6)
+    first, second = (
+        Scripted(read_partition(part, spec, 0, open_rows), done)
+        for part, open_rows, done in zip(write([3, 3]), (0, 3), (True, False), strict=True)
+    )
+    futures = iter([first, second])
+
+    class Client:
+        def submit(self, *args: Any, **kwargs: Any) -> Scripted:
+            return next(futures)
+
+    status = RunStatus()
+    stream = HubStream(Client(), write([3, 3]), spec, 0, 2, status)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, stream)
+        assert second.looked[0].wait(WAIT_S)
+        first.tell()
+        second.looked[1].wait(0.3)  # a wait that late news cannot wake does not look again
+        second.end()
+        assert waiting.result(timeout=WAIT_S).size == 6
+    assert status.counters() == {}
