@@ -1,0 +1,49 @@
+"""Rows → Parquet, one file per slot: `sign` uint64, `weights` list<float32>[dim], `state` list<float32>[state width]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain, groupby
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flowps.batch import Float32
+from flowps.ps.shard import SlotRows
+
+
+def export_rows(chunks: Iterable[SlotRows], folder: Path) -> int:
+    """Write each slot's rows to `folder/<slot name, percent-encoded>.parquet` and return the number of rows.
+
+    `chunks` come slot by slot, as `Shard.rows` gives them. A file appears whole or not at all. The slot's name and pooling are in
+    its metadata. Raises OSError where the files cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for slot, of_slot in groupby(chunks, key=lambda chunk: chunk.slot):
+        path = folder / f"{quote(slot.name, safe=' ')}.parquet"
+        unfinished = path.with_suffix(".parquet.unfinished")
+        metadata = {"flowps.slot": slot.name, "flowps.pooling": slot.pooling}
+        first = _table(next(of_slot), metadata)
+        try:
+            with pq.ParquetWriter(unfinished, first.schema, compression="zstd") as writer:
+                for table in chain([first], (_table(chunk, metadata) for chunk in of_slot)):
+                    writer.write_table(table)
+                    total += table.num_rows
+            unfinished.rename(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return total
+
+
+def _table(rows: SlotRows, metadata: dict[str, str]) -> pa.Table:
+    columns = {"sign": rows.signs, "weights": _vectors(rows.weights), "state": _vectors(rows.state)}
+    return pa.table(columns).replace_schema_metadata(metadata)
+
+
+def _vectors(values: Float32) -> pa.Array:
+    if not values.shape[1]:
+        return pa.nulls(len(values), pa.list_(pa.float32()))
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])

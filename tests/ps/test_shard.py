@@ -1,0 +1,338 @@
+"""`Shard`: several tables behind one interface, what it remembers between lookup and push, and threads."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from flowps.config import Slot
+from flowps.errors import CapacityError, UnknownBatchError
+from flowps.ps import table as table_module
+from flowps.ps.shard import Shard
+from flowps.ps.table import Table
+from tests.ps import drawn, naive
+
+MIXED = [
+    drawn.slot("a", dim=8, optimizer="sgd", learning_rate=0.5),
+    drawn.slot("b", dim=16, initial_accumulator=0.1),
+    drawn.slot("c", dim=8, optimizer="sgd", pooling="mean"),
+    drawn.slot("d", dim=8, initial_accumulator=0.1, pooling="mean"),
+    drawn.slot("e", dim=16, initial_accumulator=0.2),
+    drawn.slot("f", dim=8, initial_accumulator=0.1, learning_rate=0.5),
+    drawn.slot("g", dim=3, optimizer="sgd"),
+]
+TABLES = [[0, 2], [1], [3, 5], [4], [6]]  # of MIXED: those that agree in dim and optimizer
+
+
+class Caller:
+    """A shard, and bags in and out of it: all slots of the batch live there, side by side in a line."""
+
+    def __init__(self, slots: Sequence[Slot], capacity_rows: int = 1000, seed: int = 0, max_in_flight: int = 4) -> None:
+        self.slots = slots
+        self.shard = Shard(slots, [capacity_rows] * len(slots), seed, max_in_flight)
+        self.bounds = np.cumsum([0, *(slot.dim for slot in slots)])
+
+    def lookup(self, batch_id: int, bags: drawn.Bags, training: bool = True) -> np.ndarray:
+        """The pooled buffer."""
+        size = len(bags[0])
+        out = np.full((size, self.bounds[-1]), np.nan, np.float32)
+        positions = np.arange(len(self.slots))
+        self.shard.lookup(batch_id, *drawn.arrays(bags), size, positions, self.bounds[:-1], out, training)
+        return out
+
+    def part(self, lines: np.ndarray, s: int) -> np.ndarray:
+        """What belongs to slot s in a pooled buffer or its gradient."""
+        return lines[:, self.bounds[s] : self.bounds[s + 1]]
+
+    def rows(self) -> dict[str, dict[int, tuple[bytes, bytes]]]:
+        """{slot: {sign: weights and state}}."""
+        return {
+            rows.slot.name: {
+                int(sign): (weights.tobytes(), state.tobytes())
+                for sign, weights, state in zip(rows.signs, rows.weights, rows.state, strict=True)
+            }
+            for rows in self.shard.rows()
+        }
+
+
+def in_slots(num_slots: int, sign: int) -> drawn.Bags:
+    """One sample with one sign a slot, another one in each."""
+    return [[[sign + 1000 * s]] for s in range(num_slots)]
+
+
+@drawn.bounded(max_examples=25)
+@given(random=drawn.generators)
+def test_several_tables_as_their_twins(random: np.random.Generator) -> None:
+    """Mixed dims, optimizers and poolings: pooled vectors, distinct rows and all rows equal those of dicts."""
+    caller = Caller(MIXED, seed=9)
+    twins = [naive.NaiveTable([MIXED[s] for s in of], of, 1000, seed=9) for of in TABLES]
+    for batch_id in range(4):
+        bags = drawn.random_bags(random, len(MIXED), size=5, values=12)
+        out = caller.lookup(batch_id, bags)
+        grads = random.uniform(-1, 1, out.shape).astype(np.float32)
+        distinct = 0
+        for of, twin in zip(TABLES, twins, strict=True):
+            rows, pooled = twin.lookup([bags[s] for s in of], create=True)
+            for s, vectors in zip(of, pooled, strict=True):
+                np.testing.assert_allclose(caller.part(out, s), vectors, rtol=1e-4, atol=1e-4)
+            distinct += twin.push(rows, [caller.part(grads, s) for s in of])
+        assert caller.shard.push(batch_id, grads) == distinct
+    assert caller.shard.num_rows == sum(len(twin.known) for twin in twins)
+    by_slot = {rows.slot.name: rows for rows in caller.shard.rows()}
+    for of, twin in zip(TABLES, twins, strict=True):
+        for s in of:
+            known = {sign: row for sign, (row, slot_id) in twin.known.items() if slot_id == s}
+            rows = by_slot[MIXED[s].name]
+            assert rows.slot == MIXED[s]
+            assert rows.signs.tolist() == list(known)
+            expected = np.array([twin.values[row] for row in known.values()])
+            np.testing.assert_allclose(rows.weights, expected[:, : MIXED[s].dim], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(rows.state, expected[:, MIXED[s].dim :], rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_creates_and_remembers_nothing() -> None:
+    """Unseen signs read zeros, rows stay as they are, a push finds no batch, and `max_in_flight` does not count it."""
+    caller = Caller(MIXED, max_in_flight=1)
+    seen = in_slots(len(MIXED), 1)
+    trained = caller.lookup(0, seen)
+    before = caller.rows()
+    for batch_id in range(5):  # 0 is in flight: an evaluation under its number does not disturb it
+        np.testing.assert_array_equal(caller.lookup(batch_id, seen, training=False), trained)
+        assert not caller.lookup(batch_id, in_slots(len(MIXED), 2), training=False).any()
+    assert caller.rows() == before
+    with pytest.raises(UnknownBatchError, match="batch 3:"):
+        caller.shard.push(3, trained)
+    assert caller.shard.push(0, trained) == len(MIXED)
+
+
+def test_a_push_needs_its_lookup() -> None:
+    """Never looked up, or pushed before: the error names the batch, and no row is stepped."""
+    caller = Caller([drawn.slot("s", dim=4)])
+    grads = np.ones((1, 4), np.float32)
+    with pytest.raises(UnknownBatchError, match=r"batch 17: .*remembers no lookup"):
+        caller.shard.push(17, grads)
+    caller.lookup(17, [[[1]]])
+    caller.shard.push(17, grads)
+    stepped = caller.rows()
+    with pytest.raises(UnknownBatchError, match=r"batch 17: .*pushed before"):
+        caller.shard.push(17, grads)
+    assert caller.rows() == stepped
+
+
+def test_no_more_batches_than_max_in_flight() -> None:
+    """The bound is refused with what to do; a push makes room again."""
+    caller = Caller([drawn.slot("s", dim=4)], max_in_flight=2)
+    grads = np.ones((1, 4), np.float32)
+    caller.lookup(0, [[[1]]])
+    caller.lookup(1, [[[2]]])
+    with pytest.raises(CapacityError, match=r"batch 2: 2 batches .* push before the next lookup"):
+        caller.lookup(2, [[[3]]])
+    assert caller.shard.num_rows == 2
+    caller.shard.push(1, grads)
+    caller.lookup(2, [[[3]]])
+    assert caller.shard.num_rows == 3
+
+
+def test_the_bound_counts_lookups_that_have_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the one batch that may be in flight is still being looked up, a second is refused."""
+    caller = Caller([drawn.slot("s", dim=4)], max_in_flight=1)
+    inside, may_end = threading.Event(), threading.Event()
+    lookup = Table.lookup
+
+    def slow_lookup(table: Table, *args: Any, **kwargs: Any) -> Any:
+        if not inside.is_set():
+            inside.set()
+            assert may_end.wait(60)
+        return lookup(table, *args, **kwargs)
+
+    monkeypatch.setattr(Table, "lookup", slow_lookup)
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(caller.lookup, 0, [[[1]]])
+        try:
+            assert inside.wait(60)
+            with pytest.raises(CapacityError, match="batch 1: 1 batches"):
+                caller.lookup(1, [[[2]]])
+        finally:
+            may_end.set()
+        first.result()
+    assert caller.shard.push(0, np.ones((1, 4), np.float32)) == 1
+
+
+def test_a_batch_in_flight_is_not_replaced() -> None:
+    """A second lookup under its number would step rows that the gradient is not for: an error that names the batch."""
+    caller = Caller([drawn.slot("s", dim=4, optimizer="sgd", learning_rate=1.0)])
+    before = caller.lookup(5, [[[1], [2]]])
+    with pytest.raises(Exception, match="batch 5"):  # which kind of error is the shard's to choose
+        caller.lookup(5, [[[3], [4]]])
+    caller.shard.push(5, np.ones((2, 4), np.float32))
+    np.testing.assert_array_equal(caller.lookup(6, [[[1], [2]]], training=False), before - 1)
+
+
+def test_a_full_table_forgets_the_batch() -> None:
+    """A lookup that fails in the second table is not in flight, and known signs can be looked up under its number."""
+    slots = [drawn.slot("wide", dim=8), drawn.slot("narrow", dim=4)]
+    caller = Caller(slots, capacity_rows=3, max_in_flight=1)
+    caller.lookup(0, [[[1]], [[101]]])
+    caller.shard.push(0, np.ones((1, 12), np.float32))
+    with pytest.raises(CapacityError, match="narrow"):
+        caller.lookup(1, [[[1]], [[102, 103, 104]]])
+    with pytest.raises(UnknownBatchError, match="batch 1"):
+        caller.shard.push(1, np.ones((1, 12), np.float32))
+    caller.lookup(1, [[[1]], [[101, 102]]])
+    assert caller.shard.push(1, np.ones((1, 12), np.float32)) == 3
+
+
+def test_pushes_in_any_order() -> None:
+    """Under SGD the sum of the steps does not depend on the order, and each goes to the rows of its own batch."""
+    slots = [drawn.slot("s", dim=4, optimizer="sgd", learning_rate=0.25), drawn.slot("t", dim=4, optimizer="sgd")]
+    random = np.random.default_rng(0)
+    batches = [drawn.random_bags(random, 2, size=6, values=8) for _ in range(5)]
+    grads = [random.integers(-8, 9, (6, 8)).astype(np.float32) / 8 for _ in batches]
+    weights = []
+    for order in (range(5), [3, 1, 4, 0, 2], reversed(range(5))):
+        caller = Caller(slots, max_in_flight=5)
+        for batch_id, bags in enumerate(batches):
+            caller.lookup(batch_id, bags)
+        for batch_id in order:
+            caller.shard.push(batch_id, grads[batch_id])
+        weights.append(np.concatenate([rows.weights for rows in caller.shard.rows()]))
+    np.testing.assert_allclose(weights[1], weights[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(weights[2], weights[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_capacity_of_a_table_is_the_sum_of_its_slots() -> None:
+    """One slot may use what another leaves."""
+    slots = [drawn.slot("s"), drawn.slot("t")]
+    shard = Shard(slots, [2, 5], 0, 1)
+
+    def lookup(batch_id: int, count: int) -> None:
+        signs, offsets = drawn.arrays([[list(range(count))], [[]]])
+        out = np.empty((1, 16), np.float32)
+        shard.lookup(batch_id, signs, offsets, 1, np.array([0, 1]), np.array([0, 8]), out, training=True)
+
+    lookup(0, 7)
+    shard.push(0, np.zeros((1, 16), np.float32))
+    assert shard.num_rows == 7
+    with pytest.raises(CapacityError, match=re.escape("slots s, t is full: 7 rows")):
+        lookup(1, 8)
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("hurried_switching")
+def test_four_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lookups and pushes of different batches interleave as they like, with evaluations between; what must hold after:
+
+    each sign has one row; weights of SGD rows are the first ones less the sum of all gradients; the state of Adagrad is the
+    sum of the squares of the gradients, per row and push; nothing is in flight.
+    """
+    monkeypatch.setattr(table_module, "_FIRST_INDEX_SIZE", 2)
+    num_threads, num_batches, size = 4, 30, 16
+    slots = [
+        drawn.slot("sgd", dim=8, optimizer="sgd", learning_rate=0.01),
+        drawn.slot("mean", dim=8, optimizer="sgd", learning_rate=0.02, pooling="mean"),
+        drawn.slot("adagrad", dim=16, initial_accumulator=0.5),
+        drawn.slot("narrow", dim=3, initial_accumulator=0.5, pooling="mean"),
+    ]
+    random = np.random.default_rng(0)
+    # Half of the values are zipf-like frequent: every thread fights for their rows.
+    batches = [drawn.random_bags(random, 4, size, values=20 if i % 2 else 400) for i in range(num_threads * num_batches)]
+    caller = Caller(slots, capacity_rows=500, max_in_flight=2 * num_threads)
+    grads = [random.uniform(-1, 1, (size, caller.bounds[-1])).astype(np.float32) for _ in batches]
+    start = threading.Barrier(num_threads)
+
+    def train(mine: Sequence[int]) -> None:
+        start.wait()
+        for first, second in zip(mine[::2], mine[1::2], strict=True):
+            caller.lookup(first, batches[first])
+            caller.lookup(second, batches[second])
+            caller.shard.push(second, grads[second])
+            assert np.isfinite(caller.lookup(-1, batches[first], training=False)).all()
+            caller.shard.push(first, grads[first])
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        for done in [threads.submit(train, range(k, len(batches), num_threads)) for k in range(num_threads)]:
+            done.result()
+
+    by_slot = {rows.slot.name: rows for rows in caller.shard.rows()}
+    total = 0
+    for s, slot in enumerate(slots):
+        sums: dict[int, np.ndarray] = {}
+        squares: dict[int, np.ndarray] = {}
+        for bags, grad in zip(batches, grads, strict=True):
+            part = caller.part(grad, s).astype(np.float64)
+            for sign, gradient in naive.sum_gradients(bags[s], part, slot.pooling == "mean").items():
+                sums[sign] = sums.get(sign, 0.0) + gradient
+                squares[sign] = squares.get(sign, 0.0) + gradient**2
+        rows = by_slot[slot.name]
+        assert sorted(rows.signs.tolist()) == sorted(naive_signs(batches, s))
+        total += len(rows.signs)
+        for sign, weights, state in zip(rows.signs.tolist(), rows.weights, rows.state, strict=True):
+            if slot.optimizer == "sgd":
+                expected = naive.draw(sign, 0, slot.dim, slot.init_scale) - slot.learning_rate * sums[sign]
+                np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-4)
+            else:
+                np.testing.assert_allclose(state, slot.initial_accumulator + squares[sign], rtol=1e-4)
+                assert np.isfinite(weights).all()
+    assert caller.shard.num_rows == total
+    for batch_id in (0, len(batches) - 1):
+        with pytest.raises(UnknownBatchError):
+            caller.shard.push(batch_id, grads[batch_id])
+
+
+def naive_signs(batches: Sequence[drawn.Bags], s: int) -> set[int]:
+    """The distinct signs of slot s."""
+    return {sign for bags in batches for bag in bags[s] for sign in bag}
+
+
+@pytest.mark.usefixtures("hurried_switching")
+def test_one_batch_is_pushed_once_however_many_try() -> None:
+    """Eight threads push the same batch: one steps its rows, the others are told that it is gone."""
+    caller = Caller([drawn.slot("s", dim=4, optimizer="sgd", learning_rate=1.0)])
+    before = caller.lookup(0, [[[1]]])
+    start = threading.Barrier(8)
+
+    def push() -> bool:
+        start.wait()
+        try:
+            caller.shard.push(0, np.ones((1, 4), np.float32))
+        except UnknownBatchError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        pushed = [done.result() for done in [threads.submit(push) for _ in range(8)]]
+    assert pushed.count(True) == 1
+    np.testing.assert_allclose(caller.lookup(1, [[[1]]], training=False), before - 1, rtol=1e-6)
+
+
+def test_the_lock_of_the_batches_is_not_held_while_a_table_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lookup that waits inside its table does not stop the push of another batch."""
+    caller = Caller([drawn.slot("s", dim=4)], max_in_flight=2)
+    caller.lookup(0, [[[1]]])
+    inside, may_end = threading.Event(), threading.Event()
+    lookup: Callable[..., Any] = Table.lookup
+
+    def slow_lookup(table: Table, *args: Any, **kwargs: Any) -> Any:
+        inside.set()
+        assert may_end.wait(60)
+        return lookup(table, *args, **kwargs)
+
+    monkeypatch.setattr(Table, "lookup", slow_lookup)
+    with ThreadPoolExecutor(1) as thread:
+        second = thread.submit(caller.lookup, 1, [[[2]]])
+        try:
+            assert inside.wait(60)
+            assert caller.shard.push(0, np.ones((1, 4), np.float32)) == 1
+        finally:
+            may_end.set()
+        second.result()
+    assert caller.shard.push(1, np.ones((1, 4), np.float32)) == 1
