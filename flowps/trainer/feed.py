@@ -1,0 +1,203 @@
+"""`FeedQueue`: batches → feeds (batches with their embeddings), by several threads, delivered in ticket order.
+
+A feed thread takes a permit, then a ticket together with the next batch, checks the batch, looks it up, checks the answer and puts
+the feed where `get` finds it. A permit is returned by `release`, after the feed's push. So at most `permits` batches are in
+flight, the queue needs no other bound, and the staleness of a feed is at most `permits` - 1.
+
+Why no deadlock: the permit is taken before the ticket, so the holder of the lowest undelivered ticket always has its permit and
+never waits for the holder of a higher one.
+
+Threads: `get` is called by one thread (the trainer); `release`, `fail` and `close` by any. A thread's exception is handed to `get`,
+at once, whatever was delivered before; the end of the batches is None from `get`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from flowps.batch import Batch, Float32
+from flowps.errors import DataError, StoppedError
+from flowps.status.bottleneck import WAITS
+from flowps.status.run_status import RunStatus
+
+_STOP_POLL_S = 0.25  # the stop flag may be set from a signal handler or another process, which cannot notify
+
+Lookup = Callable[[int, Batch], Float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A batch with its looked-up embeddings, float32 [size, width]. `ticket` is also the batch's id for its push.
+
+    times  when its thread began to wait for a permit, had it, had the batch, and had the feed ready (time.perf_counter)
+    """
+
+    ticket: int
+    batch: Batch
+    embeddings: Float32
+    times: tuple[float, float, float, float]
+
+
+class FeedQueue:
+    """Feeds of `batches`, in order.
+
+    Parameters
+    ----------
+    batches : read by one feed thread at a time.
+    lookup : (batch id, batch) → embeddings; called by several threads at once.
+    width, dense_width : what every feed must have.
+    permits : batches in flight.
+    threads : feed threads, started at once.
+    first_ticket : ticket of the first batch.
+    stop : set by anyone to end the run: `get` then raises StoppedError instead of waiting.
+    status : gets the stages PermitWait, ReadSample, CheckBatch, EmbeddingLookup, CheckFeed, FeedQueueWait, FirstFeedWait (until the
+        first feed) and TrainerWait (for every later one), the latter also split by what the awaited feed was doing
+        (`bottleneck.WAITS`), and the counter `feed_queue_empty`.
+    """
+
+    def __init__(
+        self, batches: Iterator[Batch], lookup: Lookup, *, width: int, dense_width: int, permits: int, threads: int,
+        first_ticket: int, stop: threading.Event, status: RunStatus,
+    ) -> None:  # fmt: skip
+        self._batches, self._lookup, self._stop, self._status = batches, lookup, stop, status
+        self._width, self._dense_width = width, dense_width
+        self._read_lock = threading.Lock()  # held while a batch is read: order of tickets = order of batches
+        self._changed = threading.Condition()  # guards everything below
+        self._permits = permits
+        self._next_ticket = self._deliver = first_ticket
+        self._end: int | None = None  # the ticket that will not come
+        self._ready: dict[int, Feed] = {}
+        self._error: BaseException | None = None
+        self._closed = False
+        self._threads = [threading.Thread(target=self._run, name=f"flowps-feed-{i}", daemon=True) for i in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def get(self) -> Feed | None:
+        """The next feed, waiting for it; None after the last. Raises what a feed thread, or `fail`, raised."""
+        start = time.perf_counter()
+        with self._changed:
+            if not self._decided():
+                self._status.count("feed_queue_empty")
+            while not self._changed.wait_for(self._decided, _STOP_POLL_S):
+                if self._stop.is_set():
+                    break
+            if self._error is not None:
+                raise self._error
+            if self._closed or self._stop.is_set():
+                raise StoppedError("taking a feed: the run was asked to stop")
+            if self._deliver == self._end:
+                return None
+            feed = self._ready.pop(self._deliver)
+            self._deliver += 1
+        self._account(feed, start, time.perf_counter())
+        return feed
+
+    def release(self) -> None:
+        """Return a permit: a feed has been pushed, or needs no push."""
+        with self._changed:
+            self._permits += 1
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Make `get` raise `error`."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    @property
+    def depth(self) -> int:
+        """Feeds that are ready now."""
+        return len(self._ready)
+
+    def check(self) -> None:
+        """Raise what a feed thread, or `fail`, raised, if anything."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Stop the threads and wait for them. Whoever owns `batches` must end a `next` that waits. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _account(self, feed: Feed, start: float, now: float) -> None:
+        """Time the wait of `get`, and say what the feed was doing meanwhile."""
+        self._status.observe("FeedQueueWait", now - feed.times[-1])
+        if feed.ticket == 0:
+            self._status.observe("FirstFeedWait", now - start)
+            return
+        self._status.observe("TrainerWait", now - start)
+        if feed.times[-1] > start:
+            for stage, (began, ended) in zip(WAITS, pairwise(feed.times), strict=True):
+                self._status.observe(stage, max(0.0, min(ended, now) - max(began, start)))
+
+    def _run(self) -> None:
+        try:
+            while (taken := self._take()) is not None:
+                ticket, batch, times = taken
+                with self._status.timed("CheckBatch"):
+                    self._check_batch(batch)
+                with self._status.timed("EmbeddingLookup"):
+                    embeddings = self._lookup(ticket, batch)
+                with self._status.timed("CheckFeed"):
+                    self._check_embeddings(ticket, embeddings, batch)
+                with self._changed:
+                    self._ready[ticket] = Feed(ticket, batch, embeddings, (*times, time.perf_counter()))
+                    self._changed.notify_all()
+        except BaseException as error:  # handed over whole: whoever calls `get` raises it
+            self.fail(error)
+
+    def _decided(self) -> bool:
+        """Whether `get` has something to answer."""
+        return self._deliver in self._ready or self._error is not None or self._closed or self._deliver == self._end
+
+    def _take(self) -> tuple[int, Batch, tuple[float, float, float]] | None:
+        """A permit, then a ticket and its batch, with the first three of the feed's times; None when there are no more."""
+        began = time.perf_counter()
+        with self._status.timed("PermitWait"), self._changed:
+            self._changed.wait_for(lambda: self._permits > 0 or self._is_over())
+            if self._is_over():
+                return None
+            self._permits -= 1
+        permitted = time.perf_counter()
+        with self._read_lock:
+            if self._is_over():
+                return None
+            with self._status.timed("ReadSample"):
+                batch = next(self._batches, None)
+            with self._changed:
+                ticket = self._next_ticket
+                if batch is None:
+                    self._end = ticket
+                    self._changed.notify_all()
+                    return None
+                self._next_ticket += 1
+            return ticket, batch, (began, permitted, time.perf_counter())
+
+    def _is_over(self) -> bool:
+        return self._closed or self._error is not None or self._end is not None
+
+    def _check_batch(self, batch: Batch) -> None:
+        """A batch that is not what the model was built for is refused here, not deep inside a kernel."""
+        if batch.dense.shape != (batch.size, self._dense_width):
+            raise DataError(f"a batch has dense {batch.dense.shape}, expected {(batch.size, self._dense_width)}")
+        if not batch.size or int(batch.offsets[-1]) != len(batch.signs) or (len(batch.offsets) - 1) % batch.size:
+            raise DataError(
+                f"a batch of {batch.size} samples has {len(batch.signs)} signs and {len(batch.offsets)} offsets that do not fit"
+            )
+
+    def _check_embeddings(self, ticket: int, embeddings: Float32, batch: Batch) -> None:
+        if embeddings.shape != (batch.size, self._width) or embeddings.dtype != np.float32:
+            raise DataError(
+                f"batch {ticket}: the lookup gave {embeddings.dtype} {embeddings.shape}, "
+                f"expected float32 {(batch.size, self._width)}"
+            )

@@ -1,0 +1,92 @@
+"""Find a model by name, build it from a spec, and check that it is one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from flowps.errors import ModelError
+from flowps.trainer.models.deepfm import deepfm
+from flowps.trainer.models.dnn import dnn
+from flowps.trainer.models.lr import lr
+from flowps.trainer.models.spec import ModelSpec
+
+BUILT_IN: dict[str, Callable[[ModelSpec], keras.Model]] = {"dnn": dnn, "deepfm": deepfm, "lr": lr}
+
+
+def build(name: str, spec: ModelSpec) -> keras.Model:
+    """The model called `name`, built from `spec`: a built-in one, or `"module:function"`.
+
+    A module is looked for on the path and in the working directory.
+    Raises ModelError when it cannot be found, raises, is no keras.Model, does not take the spec's inputs, does not give one logit
+    per sample ([batch, 1] or [batch]), gives NaN or infinity for an input of zeros, or could not be saved.
+    """
+    model = _function(name)(spec) if ":" not in name else _call(name, spec)
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"model {name!r}: expected the function to return a keras.Model, found {type(model).__name__}")
+    samples = 3  # not 1 or 2: a wrong shape must not fit by chance
+    zeros = {
+        key: np.zeros((samples, width), np.float32)
+        for key, width in (("embeddings", spec.width), ("dense_columns", spec.dense_width))
+        if width
+    }
+    try:
+        logits = keras.ops.convert_to_numpy(model(zeros, training=False))
+    except Exception as error:
+        raise ModelError(
+            f"model {name!r} cannot be called with inputs {{{', '.join(f'{k}: {v.shape}' for k, v in zeros.items())}}}: "
+            f"{type(error).__name__}: {error}; build it from spec.inputs()"
+        ) from error
+    if logits.shape not in ((samples, 1), (samples,)):
+        raise ModelError(
+            f"model {name!r} gives shape {logits.shape} for {samples} samples; expected one logit per sample, [batch, 1]: "
+            "end it with keras.layers.Dense(1)"
+        )
+    if not np.isfinite(logits).all():
+        raise ModelError(f"model {name!r} gives {logits.reshape(-1)[0]} for an input of zeros; expected finite logits")
+    try:
+        keras.saving.serialize_keras_object(model)
+    except Exception as error:
+        raise ModelError(
+            f"model {name!r} could not be saved after training: {' '.join(str(error).split())[:200]}; give your layers a get_config"
+        ) from error
+    return model
+
+
+def _function(name: str) -> Callable[[ModelSpec], Any]:
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    near = difflib.get_close_matches(name, BUILT_IN, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ModelError(f'model {name!r} is unknown; {hint}built in are {", ".join(BUILT_IN)}; your own is named as "my_module:build"')
+
+
+def _call(name: str, spec: ModelSpec) -> Any:
+    module_name, _, function_name = name.partition(":")
+    # `python -m` puts the working directory on the path; a Dask worker or an installed script does not.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ModelError(
+            f"model {name!r}: module {module_name!r} cannot be imported: {error}; run from its folder or install it"
+        ) from error
+    except Exception as error:  # it is the user's code that runs here
+        raise ModelError(f"model {name!r}: importing module {module_name!r} raised {type(error).__name__}: {error}") from error
+    if not hasattr(module, function_name):
+        raise ModelError(f"model {name!r}: module {module_name!r} has no {function_name!r}")
+    function = getattr(module, function_name)
+    try:
+        return function(spec)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"model {name!r}: {function_name} raised {type(error).__name__}: {error}") from error

@@ -1,0 +1,100 @@
+"""`Step`: one TensorFlow step, compiled once: forward, loss, backward, dense weights updated, the embeddings' gradient out.
+
+Runs where TensorFlow puts it: on a GPU when it sees one. Called by the trainer's thread only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from flowps.batch import Batch, Float32
+from flowps.errors import ConfigError, ModelError
+from flowps.trainer.models import ModelSpec
+
+
+class Step:
+    """Steps of `model` with the binary cross-entropy of its logits, averaged over the batch.
+
+    Parameters
+    ----------
+    model : as `models.build` returns it.
+    optimizer : any Keras optimizer by name, for the dense weights.
+    jit_compile : compile with XLA; a batch of another size compiles again.
+
+    Raises ConfigError for an unknown optimizer and ModelError for a model that TensorFlow cannot trace.
+    """
+
+    def __init__(self, model: keras.Model, spec: ModelSpec, optimizer: str, learning_rate: float, jit_compile: bool) -> None:
+        self.model = model
+        self._keys = [key for key, width in (("embeddings", spec.width), ("dense_columns", spec.dense_width)) if width]
+        self._variables = model.trainable_variables
+        try:
+            self._optimizer = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": learning_rate}})
+        except Exception as error:
+            raise ConfigError(
+                f"trainer.optimizer: Keras has no optimizer {optimizer!r} that takes a learning rate: {error}"
+            ) from None
+        self._optimizer.build(self._variables)
+        signature = [
+            tf.TensorSpec((None, spec.width), tf.float32),
+            tf.TensorSpec((None, spec.dense_width), tf.float32),
+            tf.TensorSpec((None,), tf.float32),
+        ]
+        self._train = tf.function(self._train_step, input_signature=signature, jit_compile=jit_compile)
+        self._predict = tf.function(self._forward, input_signature=signature[:2], jit_compile=jit_compile)
+        try:
+            self._train.get_concrete_function()
+        except Exception as error:  # it is the user's model that is traced here
+            raise ModelError(f"the model cannot be trained by TensorFlow: {type(error).__name__}: {error}") from error
+
+    def train(self, batch: Batch, embeddings: Float32) -> tuple[float, Float32, Any]:
+        """Take one step.
+
+        Returns the loss, the logits before it (float32 [size]), and the embeddings' gradient as a tensor [size, width].
+
+        Raises ModelError when the loss or any gradient is NaN or infinite; the dense weights are then spoiled and the gradient must
+        not be pushed.
+        """
+        loss, finite, logits, gradient = self._train(*(tf.convert_to_tensor(x) for x in (embeddings, batch.dense, batch.labels)))
+        found = float(loss)
+        if not finite:
+            what = "the gradients became NaN or infinite" if np.isfinite(found) else f"the loss became {found}"
+            raise ModelError(
+                f"{what}: the model or its weights gave NaN or infinity; lower trainer.learning_rate "
+                "or the slots' learning_rate, scale large dense columns (data.log1p), or check your model"
+            )
+        return found, logits.numpy(), gradient
+
+    def predict(self, batch: Batch, embeddings: Float32) -> Float32:
+        """Logits, float32 [size]; changes nothing. Raises ModelError when one is NaN or infinite."""
+        logits: Float32 = self._predict(tf.convert_to_tensor(embeddings), tf.convert_to_tensor(batch.dense)).numpy()
+        if not np.isfinite(logits).all():
+            raise ModelError("a prediction is NaN or infinite: look for what only the test data hold, and check your model")
+        return logits
+
+    def _inputs(self, embeddings: Any, dense: Any) -> dict[str, Any]:
+        values = {"embeddings": embeddings, "dense_columns": dense}
+        return {key: values[key] for key in self._keys}
+
+    def _forward(self, embeddings: Any, dense: Any, training: bool = False) -> Any:
+        return tf.cast(tf.reshape(self.model(self._inputs(embeddings, dense), training=training), [-1]), tf.float32)
+
+    def _train_step(self, embeddings: Any, dense: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
+        with tf.GradientTape() as tape:
+            tape.watch(embeddings)
+            logits = self._forward(embeddings, dense, training=True)
+            loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
+            # Regularisers that a custom model's layers ask for.
+            objective = loss + tf.add_n(self.model.losses) if self.model.losses else loss
+        gradient, *gradients = tape.gradient(
+            objective, [embeddings, *self._variables], unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        # Not the loss alone: a ReLU turns NaN into 0 on a CPU, so that NaN shows in the gradients only.
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in (objective, gradient, *gradients)])
+        if self._variables:
+            self._optimizer.apply(gradients, self._variables)
+        return objective, finite, logits, gradient

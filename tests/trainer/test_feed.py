@@ -1,0 +1,470 @@
+"""The feed queue: order, permits, staleness, ends and errors, whatever the threads do."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowps.batch import Batch, Float32
+from flowps.errors import CapacityError, DataError, StoppedError
+from flowps.status.bottleneck import WAITS
+from flowps.status.run_status import RunStatus
+from flowps.trainer import feed as feed_module
+from flowps.trainer.feed import Feed, FeedQueue
+from tests.trainer.conftest import flowps_threads
+from tests.trainer.samples import make_batch
+
+WAIT_S = 30.0  # how long a test waits for what must happen; never reached unless it fails
+WIDTH = 2
+
+
+def embeddings_of(ticket: int, batch: Batch) -> Float32:
+    return np.full((batch.size, WIDTH), ticket, np.float32)
+
+
+def make_queue(batches: Iterator[Batch], lookup: Callable[[int, Batch], Any] = embeddings_of, **changes: Any) -> FeedQueue:
+    """A queue of two threads and four permits, unless `changes` says otherwise."""
+    given = {"width": WIDTH, "dense_width": 1, "permits": 4, "threads": 2, "first_ticket": 0}
+    return FeedQueue(batches, lookup, **{**given, "stop": threading.Event(), "status": RunStatus(), **changes})
+
+
+def numbered(count: int) -> Iterator[Batch]:
+    """Batches whose dense value is their number."""
+    return (make_batch(value=number) for number in range(count))
+
+
+def drain(feeds: FeedQueue) -> list[Feed]:
+    """Take and release everything."""
+    found = []
+    while (feed := feeds.get()) is not None:
+        found.append(feed)
+        feeds.release()
+    return found
+
+
+class Blocked(Iterator[Batch]):
+    """Some batches, and then a `next` that waits until `go_on`; then the end."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+        self.waiting, self.go_on = threading.Event(), threading.Event()
+
+    def __next__(self) -> Batch:
+        if self.batches:
+            return self.batches.pop(0)
+        self.waiting.set()
+        assert self.go_on.wait(WAIT_S)
+        raise StopIteration
+
+
+def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Run `call` on a thread; its result, or what it raised, lands in the list."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, outcome
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("threads", "permits"), [(2, 2), (4, 4), (4, 9), (8, 8)])
+def test_feeds_come_in_ticket_order_whatever_order_the_lookups_end_in(threads: int, permits: int, seed: int):
+    rng, groups = np.random.default_rng(seed), 5
+    # The lookups of `threads` tickets in a row all begin, and then end in a random order.
+    barriers = [threading.Barrier(threads) for _ in range(groups)]
+    order = [rng.permutation(threads).tolist() for _ in range(groups)]
+    done = [[threading.Event() for _ in range(threads)] for _ in range(groups)]
+    ended: list[int] = []
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        group, member = divmod(ticket, threads)
+        barriers[group].wait(WAIT_S)
+        place = order[group].index(member)
+        if place:
+            assert done[group][order[group][place - 1]].wait(WAIT_S)
+        ended.append(ticket)
+        done[group][member].set()
+        return embeddings_of(ticket, batch)
+
+    with closing(make_queue(numbered(groups * threads), lookup, permits=permits, threads=threads)) as feeds:
+        found = drain(feeds)
+    assert ended == [group * threads + member for group in range(groups) for member in order[group]]
+    assert [feed.ticket for feed in found] == list(range(groups * threads))
+    for feed in found:
+        assert (feed.batch.dense == feed.ticket).all(), "the n-th batch has the n-th ticket"
+        assert (feed.embeddings == feed.ticket).all(), "and its own embeddings"
+
+
+def test_tickets_go_on_from_the_first():
+    with closing(make_queue(numbered(3), first_ticket=70)) as feeds:
+        assert [feed.ticket for feed in drain(feeds)] == [70, 71, 72]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_the_end_is_none_and_stays_none(count: int):
+    with closing(make_queue(numbered(count), threads=4)) as feeds:
+        assert len(drain(feeds)) == count
+        assert feeds.get() is None
+        assert feeds.get() is None
+
+
+def test_depth_is_what_is_ready():
+    third = threading.Event()
+
+    class Watched(RunStatus):
+        def observe(self, name: str, seconds: float) -> None:
+            super().observe(name, seconds)
+            # The thread that waits for a fourth permit has put three feeds.
+            if name == "CheckFeed" and self.stage("CheckFeed").summary().count == 3:
+                third.set()
+
+    with closing(make_queue(numbered(9), permits=3, threads=1, status=Watched())) as feeds:
+        assert third.wait(WAIT_S)
+        feeds.get()
+        assert feeds.depth in (1, 2)  # the third may be about to be put
+        feeds.get()
+        feeds.get()
+        assert feeds.depth == 0
+
+
+# --- permits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("permits", [1, 2, 5])
+def test_no_more_lookups_than_permits_without_release(permits: int):
+    looked_up: list[int] = []
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        looked_up.append(ticket)
+        return embeddings_of(ticket, batch)
+
+    with closing(make_queue(numbered(50), lookup, permits=permits, threads=8)) as feeds:
+        for _ in range(permits):
+            assert feeds.get() is not None
+    assert sorted(looked_up) == list(range(permits))
+
+
+def test_one_permit_is_strictly_alternating():
+    happened: list[str] = []
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        happened.append(f"lookup {ticket}")
+        return embeddings_of(ticket, batch)
+
+    with closing(make_queue(numbered(40), lookup, permits=1, threads=4)) as feeds:
+        while (feed := feeds.get()) is not None:
+            happened.append(f"push {feed.ticket}")
+            feeds.release()
+    assert happened == [f"{what} {ticket}" for ticket in range(40) for what in ("lookup", "push")]
+
+
+@pytest.mark.usefixtures("hurried_switching")
+@pytest.mark.parametrize("permits", [1, 2, 3, 8, 32])
+def test_under_stress_order_permits_and_staleness_hold(permits: int):
+    count, lock = 2_000, threading.Lock()
+    in_flight = most_in_flight = pushed = 0
+    pushed_at_lookup: dict[int, int] = {}
+    staleness: list[int] = []
+    to_push: queue.SimpleQueue[Feed | None] = queue.SimpleQueue()
+    batch = make_batch()
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        nonlocal in_flight, most_in_flight
+        with lock:
+            in_flight += 1
+            most_in_flight = max(most_in_flight, in_flight)
+            pushed_at_lookup[ticket] = pushed
+        return embeddings_of(ticket, batch)
+
+    def push() -> None:
+        nonlocal in_flight, pushed
+        while (feed := to_push.get()) is not None:
+            with lock:
+                staleness.append(pushed - pushed_at_lookup[feed.ticket])
+                pushed += 1
+                in_flight -= 1
+            feeds.release()
+
+    tickets = []
+    with closing(make_queue((batch for _ in range(count)), lookup, permits=permits, threads=8)) as feeds:
+        pusher, _ = in_thread(push)
+        while (feed := feeds.get()) is not None:
+            tickets.append(feed.ticket)
+            to_push.put(feed)
+        to_push.put(None)
+        pusher.join(WAIT_S)
+    assert tickets == list(range(count))
+    assert len(staleness) == count
+    assert most_in_flight <= permits
+    assert max(staleness) <= permits - 1
+    assert in_flight == 0
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def broken_after(count: int, error: BaseException) -> Iterator[Batch]:
+    yield from numbered(count)
+    raise error
+
+
+@pytest.mark.parametrize("error", [DataError("bad file"), KeyError("bug"), KeyboardInterrupt(), SystemExit(3)])
+def test_an_exception_of_the_batches_reaches_get(error: BaseException):
+    with closing(make_queue(broken_after(2, error), threads=4)) as feeds, pytest.raises(type(error)) as caught:
+        drain(feeds)
+    assert caught.value is error
+
+
+def test_an_exception_of_a_lookup_reaches_get_at_once_though_an_earlier_one_still_runs():
+    error, failed = CapacityError("full"), threading.Event()
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        if ticket == 1:
+            raise error
+        assert failed.wait(WAIT_S)
+        return embeddings_of(ticket, batch)
+
+    with closing(make_queue(numbered(9), lookup)) as feeds:
+        try:
+            with pytest.raises(CapacityError) as caught:
+                feeds.get()
+        finally:
+            failed.set()
+    assert caught.value is error
+
+
+def test_an_exception_reaches_get_though_feeds_are_ready():
+    read = threading.Event()
+
+    def batches() -> Iterator[Batch]:
+        yield from numbered(2)
+        read.set()
+        raise DataError("bad file")
+
+    with closing(make_queue(batches(), threads=1)) as feeds:
+        assert read.wait(WAIT_S)
+        with pytest.raises(DataError, match="bad file"):
+            drain(feeds)
+
+
+def test_fail_reaches_a_get_that_waits_and_check():
+    blocked, error = Blocked([]), ValueError("the push failed")
+    with closing(make_queue(blocked)) as feeds:
+        feeds.check()
+        getter, outcome = in_thread(feeds.get)
+        assert blocked.waiting.wait(WAIT_S)
+        feeds.fail(error)
+        getter.join(WAIT_S)
+        assert outcome == [error]
+        with pytest.raises(ValueError, match="the push failed"):
+            feeds.check()
+        with pytest.raises(ValueError, match="the push failed"):
+            feeds.get()
+        blocked.go_on.set()
+
+
+def test_the_first_error_is_the_one_that_is_raised():
+    with closing(make_queue(numbered(0))) as feeds:
+        feeds.fail(ValueError("first"))
+        feeds.fail(ValueError("second"))
+        with pytest.raises(ValueError, match="first"):
+            feeds.check()
+
+
+def test_after_an_error_no_more_is_read():
+    read: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(1_000):
+            read.append(number)
+            yield make_batch(value=number)
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        raise ValueError("no")
+
+    with (
+        closing(make_queue(batches(), lookup, permits=1000, threads=4)) as feeds,
+        pytest.raises(ValueError, match="no"),
+    ):
+        feeds.get()
+    assert len(read) <= 4, "one batch for each thread"
+
+
+GOOD = make_batch(size=3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        (replace(GOOD, dense=np.zeros((3, 2), np.float32)), r"dense \(3, 2\), expected \(3, 1\)"),
+        (replace(GOOD, dense=np.zeros((2, 1), np.float32)), r"dense \(2, 1\), expected \(3, 1\)"),
+        (replace(GOOD, signs=GOOD.signs[:-1]), "3 samples has 2 signs and 4 offsets"),
+        (replace(GOOD, offsets=np.arange(5, dtype=np.int32), signs=np.zeros(4, np.uint64)), "4 signs and 5 offsets"),
+        (make_batch(size=0, num_slots=0), "0 samples"),
+    ],
+    ids=["dense width", "dense rows", "signs", "offsets", "empty"],
+)
+def test_a_batch_of_the_wrong_shape_is_refused(batch: Batch, found: str):
+    with closing(make_queue(iter([batch]))) as feeds, pytest.raises(DataError, match=found):
+        feeds.get()
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "found"),
+    [
+        (np.zeros((3, 3), np.float32), r"float32 \(3, 3\), expected float32 \(3, 2\)"),
+        (np.zeros((2, 2), np.float32), r"float32 \(2, 2\), expected float32 \(3, 2\)"),
+        (np.zeros((3, 2), np.float64), r"float64 \(3, 2\), expected float32 \(3, 2\)"),
+        (np.zeros(6, np.float32), r"float32 \(6,\), expected"),
+    ],
+)
+def test_embeddings_of_the_wrong_shape_or_type_are_refused_by_ticket(embeddings: Any, found: str):
+    with (
+        closing(make_queue(iter([GOOD]), lambda ticket, batch: embeddings, first_ticket=8)) as feeds,
+        pytest.raises(DataError, match=f"batch 8: the lookup gave {found}"),
+    ):
+        feeds.get()
+
+
+# --- stop and close ---------------------------------------------------------------------------------------------------
+
+
+def test_stop_set_while_get_waits_ends_the_wait():
+    assert feed_module._STOP_POLL_S < 1, "within a second"
+    blocked, stop = Blocked([]), threading.Event()
+    with closing(make_queue(blocked, stop=stop)) as feeds:
+        getter, outcome = in_thread(feeds.get)
+        assert blocked.waiting.wait(WAIT_S)
+        stop.set()
+        getter.join(WAIT_S)
+        blocked.go_on.set()
+    assert [type(found) for found in outcome] == [StoppedError]
+    assert "asked to stop" in str(outcome[0])
+
+
+def test_close_ends_a_get_that_waits_for_a_permit_of_its_own():
+    with closing(make_queue(numbered(9), permits=1)) as feeds:
+        assert feeds.get() is not None
+        getter, outcome = in_thread(feeds.get)
+        feeds.close()
+        getter.join(WAIT_S)
+    assert [type(found) for found in outcome] == [StoppedError]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_close_leaves_no_thread(taken: int):
+    feeds = make_queue(numbered(1_000), permits=5, threads=8)
+    assert len([name for name in flowps_threads() if name.startswith("flowps-feed-")]) == 8
+    for _ in range(taken):
+        assert feeds.get() is not None
+    feeds.close()
+    assert flowps_threads() == []
+    feeds.close()
+
+
+def test_close_waits_for_a_lookup_that_runs():
+    began, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        began.set()
+        assert go_on.wait(WAIT_S)
+        ended.set()
+        return embeddings_of(ticket, batch)
+
+    feeds = make_queue(numbered(9), lookup, threads=1)
+    assert began.wait(WAIT_S)
+    closer, _ = in_thread(feeds.close)
+    go_on.set()
+    closer.join(WAIT_S)
+    assert ended.is_set()
+    assert flowps_threads() == []
+
+
+# --- run status -------------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_is_timed_for_every_batch():
+    status = RunStatus()
+    with closing(make_queue(numbered(6), status=status)) as feeds:
+        drain(feeds)
+    counts = {name: summary.count for name, summary in status.summaries().items()}
+    for stage in ("CheckBatch", "EmbeddingLookup", "CheckFeed", "FeedQueueWait"):
+        assert counts[stage] == 6
+    assert (counts["FirstFeedWait"], counts["TrainerWait"]) == (1, 5)
+    assert counts["ReadSample"] >= 7, "the end was read, too"
+    assert counts["PermitWait"] >= 7
+
+
+class Starving(RunStatus):
+    """Says when `get` found the queue empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.empty: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def count(self, name: str, by: int = 1) -> None:
+        super().count(name, by)
+        if name == "feed_queue_empty":
+            self.empty.put(name)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Time that passes only when a test says so."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(feed_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+@pytest.mark.parametrize("bound", WAITS)
+def test_a_wait_of_the_trainer_is_put_down_to_what_the_feed_was_doing(bound: str, clock: SimpleNamespace):
+    status = Starving()
+
+    def starve(stage: str, ticket: int) -> None:
+        """The feed `ticket` takes 7 s in the stage under test, while the trainer waits for it."""
+        if stage == bound and ticket == 1:
+            assert status.empty.get(timeout=WAIT_S)
+            clock.now += 7.0
+
+    def batches() -> Iterator[Batch]:
+        for number in range(3):
+            starve("TrainerWaitForRead", number)
+            yield make_batch(value=number)
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        starve("TrainerWaitForLookup", ticket)
+        return embeddings_of(ticket, batch)
+
+    def release() -> None:
+        starve("TrainerWaitForPermit", 1)
+        feeds.release()
+
+    # Feed 1 is read only after feed 0 was taken: feed 0 holds the permit until then.
+    with closing(make_queue(batches(), lookup, permits=1, threads=1, status=status)) as feeds:
+        assert feeds.get() is not None
+        while not status.empty.empty():
+            status.empty.get()
+        releaser, _ = in_thread(release)
+        assert feeds.get() is not None
+        releaser.join(WAIT_S)
+    found = status.summaries()
+    assert found["TrainerWait"].total_us == pytest.approx(7e6)
+    for wait in WAITS:
+        assert found[wait].total_us == pytest.approx(7e6 if wait == bound else 0.0)

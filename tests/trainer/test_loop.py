@@ -1,0 +1,530 @@
+"""The run of a trainer over streams that are lists and rows that are an array: epochs, events, evaluation, stop and errors."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import msgspec
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from flowps.batch import Batch, Float32
+from flowps.config import Config, Net, Slot, Status
+from flowps.config import Trainer as TrainerKnobs
+from flowps.errors import DataError, ModelError, StoppedError
+from flowps.ps.client import PsClient
+from flowps.ps.placement import place
+from flowps.ps.shard import Shard
+from flowps.status.event import Evaluated, Event, Finished, Interval, StatusReport
+from flowps.status.run_status import RunStatus
+from flowps.trainer.loop import Surroundings, Trained, Trainer, default_feed_threads
+from flowps.trainer.models import ModelSpec
+
+pytestmark = pytest.mark.timeout(120)  # a run that hangs is the failure most of these look for
+
+DIM, SLOTS, DENSE_WIDTH, SIZE, VOCABULARY = 3, 2, 2, 8, 20
+SPEC = ModelSpec.of(["a", "b"], [DIM] * SLOTS, DENSE_WIDTH, (4,))
+WAIT_S = 30.0
+
+
+def make_batches(count: int, seed: int = 0, size: int = SIZE) -> list[Batch]:
+    """Batches whose labels follow from the signs. Slot b has signs of its own."""
+    rng = np.random.default_rng(seed)
+    batches = []
+    for _ in range(count):
+        signs = rng.integers(0, VOCABULARY, (SLOTS, size)) + VOCABULARY * np.arange(SLOTS)[:, None]
+        labels = (np.sin(7 * signs).sum(axis=0) > 0).astype(np.float32)
+        dense = rng.normal(size=(size, DENSE_WIDTH)).astype(np.float32)
+        offsets = np.arange(SLOTS * size + 1, dtype=np.int32)
+        batches.append(Batch(labels, dense, signs.reshape(-1).astype(np.uint64), offsets))
+    return batches
+
+
+class ListStream(Iterator[Batch]):
+    """Batches of a list, then the error if there is one; `blocks`: then a `next` that only `close` ends, as of a slow hub."""
+
+    def __init__(self, batches: Sequence[Batch], error: BaseException | None = None, blocks: bool = False) -> None:
+        self._rest, self._error, self._blocks = iter(batches), error, blocks
+        self.closed = threading.Event()
+
+    def __next__(self) -> Batch:
+        for batch in self._rest:
+            return batch
+        if self._error is not None:
+            raise self._error
+        if self._blocks:
+            assert self.closed.wait(WAIT_S)
+            raise StoppedError("reading samples: the stream was closed")
+        raise StopIteration
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class World:
+    """What surrounds a trainer: an array of rows with sums and SGD, and a record of everything that happened."""
+
+    def __init__(self, train: Sequence[Batch], test: Sequence[Batch] | None = None) -> None:
+        self.train_batches, self.test_batches = train, test
+        self.rows = np.random.default_rng(9).normal(0, 0.1, (SLOTS * VOCABULARY, DIM)).astype(np.float32)
+        self.lock = threading.Lock()
+        self.in_flight: dict[int, Batch] = {}
+        self.lookups: list[tuple[int, bool]] = []
+        self.pushes: list[tuple[int, Float32]] = []
+        self.events: list[Event] = []
+        self.streams: list[ListStream] = []
+        self.epochs: list[int] = []
+        self.stop, self.status = threading.Event(), RunStatus()
+
+    def train(self, epoch: int) -> ListStream:
+        self.epochs.append(epoch)
+        self.streams.append(ListStream(self.train_batches))
+        return self.streams[-1]
+
+    def test(self) -> ListStream:
+        assert self.test_batches is not None
+        self.streams.append(ListStream(self.test_batches))
+        return self.streams[-1]
+
+    def pooled(self, batch: Batch) -> Float32:
+        vectors = self.rows[batch.signs.reshape(SLOTS, batch.size)]
+        return np.ascontiguousarray(np.concatenate(list(vectors), axis=1))
+
+    def lookup(self, ticket: int, batch: Batch, training: bool) -> Float32:
+        with self.lock:
+            self.lookups.append((ticket, training))
+            if training:
+                self.in_flight[ticket] = batch
+            return self.pooled(batch)
+
+    def push(self, ticket: int, gradient: Float32) -> None:
+        with self.lock:
+            batch = self.in_flight.pop(ticket)
+            self.pushes.append((ticket, gradient.copy()))
+            parts = np.split(gradient, SLOTS, axis=1)
+            np.subtract.at(self.rows, batch.signs.reshape(SLOTS, batch.size), np.float32(0.5) * np.stack(parts))
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def run(self, config: Config, spec: ModelSpec = SPEC, **changes: Any) -> Trained:
+        """Train in this world; `changes` replace what the trainer is given."""
+        parts = {name: getattr(self, name) for name in ("train", "lookup", "push", "emit", "status", "stop")}
+        parts["test"] = self.test if self.test_batches is not None else None
+        return Trainer(spec, config, Surroundings(**{**parts, **changes})).run()
+
+    def of_kind(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def make_config(epochs: int = 1, in_flight: int = 3, print_interval: int = 1_000, seed: int = 1, **changes: Any) -> Config:
+    return Config(
+        epochs=epochs,
+        seed=seed,
+        net=Net(hidden=(4,)),
+        trainer=TrainerKnobs(in_flight=in_flight, feed_threads=3, learning_rate=0.02),
+        status=Status(print_interval=print_interval, interval_s=1e6),
+        **changes,
+    )
+
+
+# --- a whole run ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_batch_of_every_epoch_is_looked_up_stepped_and_pushed_once_and_in_order():
+    world = World(make_batches(7))
+    trained = world.run(make_config(epochs=3))
+    assert world.epochs == [0, 1, 2]
+    assert sorted(world.lookups) == [(ticket, True) for ticket in range(21)]
+    assert [ticket for ticket, _ in world.pushes] == list(range(21))
+    assert {gradient.shape for _, gradient in world.pushes} == {(SIZE, SPEC.width)}
+    assert world.in_flight == {}
+    finished = trained.finished
+    assert (finished.epochs, finished.steps, finished.examples, finished.stopped) == (3, 21, 21 * SIZE, False)
+    assert finished.seconds > 0
+    assert finished.first_step_at > 1e9
+    assert trained.test is None
+    assert isinstance(trained.model, keras.Model)
+    assert all(stream.closed.is_set() for stream in world.streams)
+
+
+def test_it_learns():
+    world = World(make_batches(40, size=32), make_batches(10, seed=1, size=32))
+    trained = world.run(make_config(epochs=3, in_flight=2))
+    assert trained.test is not None
+    assert trained.test.auc is not None
+    assert trained.test.auc > 0.9
+
+
+def test_events_tell_the_run():
+    world = World(make_batches(7), make_batches(2, seed=1))
+    trained = world.run(make_config(epochs=2, print_interval=3))
+    assert [(event.epoch, event.step) for event in world.of_kind(Interval)] == [(1, 3), (1, 6), (1, 7), (2, 9), (2, 12), (2, 14)]
+    assert [event.metrics.examples for event in world.of_kind(Interval)] == [n * SIZE for n in (3, 3, 1, 2, 3, 2)]
+    assert [event.epoch_metrics.examples for event in world.of_kind(Interval)] == [n * SIZE for n in (3, 6, 7, 2, 5, 7)]
+    (evaluated,) = world.of_kind(Evaluated)
+    assert (evaluated.epoch, evaluated.step, evaluated.metrics) == (2, 14, trained.test)
+    (report,) = world.of_kind(StatusReport)
+    assert report.step == 14
+    for stage, count in {"EmbeddingLookup": 16, "TrainStep": 14, "PushGrad": 14, "PredictStep": 2}.items():
+        assert report.stages[stage].count == count
+    assert world.events[-1] == trained.finished, "the last event"
+    assert len(world.of_kind(Finished)) == 1
+
+
+def test_the_evaluation_scores_with_the_trained_rows_and_weights():
+    test = make_batches(5, seed=1)
+    world = World(make_batches(30), test)
+    trained = world.run(make_config(epochs=2))
+    logits = [trained.model({"embeddings": world.pooled(b), "dense_columns": b.dense})[:, 0] for b in test]
+    scores, labels = np.concatenate(logits), np.concatenate([b.labels for b in test])
+    assert trained.test is not None
+    assert trained.test.examples == 5 * SIZE
+    assert trained.test.auc == pytest.approx(roc_auc_score(labels, scores), abs=1e-5)
+    assert trained.test.prob_mean == pytest.approx(expit(scores).mean(), rel=1e-4)
+
+
+def test_the_evaluation_looks_up_without_training_and_pushes_nothing():
+    world = World(make_batches(4), make_batches(3, seed=1))
+    rows: list[Float32] = []
+
+    def test() -> ListStream:
+        rows.append(world.rows.copy())
+        return world.test()
+
+    world.run(make_config(), test=test)
+    assert [training for _, training in world.lookups] == [True] * 4 + [False] * 3
+    assert len(world.pushes) == 4
+    np.testing.assert_array_equal(world.rows, rows[0])
+
+
+def test_with_shards_the_evaluation_creates_no_rows():
+    slots = [Slot(name=name, dim=DIM) for name in ("a", "b")]
+    shards = [Shard([slots[s] for s in of], [VOCABULARY] * len(of), 1, 3) for of in place(slots, 2).shards]
+    client = PsClient(shards, place(slots, 2))
+    train, unseen = make_batches(20), make_batches(2, seed=1)
+    for batch in unseen:
+        batch.signs[:] += np.uint64(1 << 40)
+    rows: list[int] = []
+    world = World(train, unseen)
+
+    def test() -> ListStream:
+        rows.append(sum(shard.num_rows for shard in shards))
+        return world.test()
+
+    try:
+        trained = world.run(make_config(), lookup=client.lookup, push=client.push, test=test)
+    finally:
+        client.close()
+    assert rows == [len(np.unique(np.concatenate([batch.signs for batch in train])))]
+    assert sum(shard.num_rows for shard in shards) == rows[0]
+    assert trained.test is not None
+    assert trained.test.examples == 2 * SIZE
+
+
+def test_an_empty_epoch_is_no_error():
+    world = World([])
+    finished = world.run(make_config(epochs=2)).finished
+    assert (finished.epochs, finished.steps, finished.examples, finished.first_step_at) == (2, 0, 0, 0.0)
+    assert world.of_kind(Interval) == []
+
+
+def test_reports_come_while_training_goes_on():
+    reported = threading.Event()
+    world = World(make_batches(3))
+
+    def emit(event: Event) -> None:
+        world.emit(event)
+        if isinstance(event, StatusReport):
+            reported.set()
+
+    def lookup(ticket: int, batch: Batch, training: bool) -> Float32:
+        if ticket == 2:
+            assert reported.wait(WAIT_S)
+        return world.lookup(ticket, batch, training)
+
+    world.run(
+        msgspec.structs.replace(make_config(), status=Status(print_interval=1_000, interval_s=1e-3)), emit=emit, lookup=lookup
+    )
+    assert len(world.of_kind(StatusReport)) >= 2
+
+
+def test_feed_threads_are_chosen_when_not_given():
+    assert default_feed_threads(1) == 1
+    assert 1 <= default_feed_threads(4) <= 4
+    world = World(make_batches(3))
+    config = make_config()
+    config = msgspec.structs.replace(config, trainer=msgspec.structs.replace(config.trainer, feed_threads=0))
+    assert world.run(config).finished.steps == 3
+
+
+def test_tensorflow_threads_asked_for_after_tensorflow_has_started_are_no_error():
+    world = World(make_batches(3))
+    config = make_config()
+    config = msgspec.structs.replace(config, trainer=msgspec.structs.replace(config.trainer, tensorflow_threads=1))
+    world.run(make_config())
+    assert world.run(config).finished.steps == 3
+
+
+# --- reproducible ---------------------------------------------------------------------------------------------------------
+
+
+def test_in_flight_one_twice_with_one_seed_is_the_same_run():
+    def run(seed: int) -> tuple[list[float], list[Float32], list[Float32]]:
+        world = World(make_batches(8))
+        trained = world.run(make_config(epochs=2, in_flight=1, print_interval=1, seed=seed))
+        losses = [event.metrics.logloss for event in world.of_kind(Interval)]
+        return losses, [gradient for _, gradient in world.pushes], [*trained.model.get_weights(), world.rows]
+
+    (losses, gradients, weights), again, other = run(1), run(1), run(2)
+    assert len(losses) == len(gradients) == 16
+    assert losses == again[0]
+    assert losses != other[0]
+    for found, expected in zip([*gradients, *weights], [*again[1], *again[2]], strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_in_flight_one_looks_up_only_what_has_been_pushed():
+    world = World(make_batches(10))
+    behind: list[int] = []
+
+    def lookup(ticket: int, batch: Batch, training: bool) -> Float32:
+        behind.append(ticket - len(world.pushes))
+        return world.lookup(ticket, batch, training)
+
+    world.run(make_config(in_flight=1), lookup=lookup)
+    assert behind == [0] * 10
+
+
+@pytest.mark.parametrize("in_flight", [2, 5])
+def test_staleness_is_at_most_in_flight_minus_one(in_flight: int):
+    world = World(make_batches(60))
+    pushed_at_lookup, staleness = {}, []
+
+    def lookup(ticket: int, batch: Batch, training: bool) -> Float32:
+        found = world.lookup(ticket, batch, training)
+        pushed_at_lookup[ticket] = len(world.pushes)
+        return found
+
+    def push(ticket: int, gradient: Float32) -> None:
+        staleness.append(len(world.pushes) - pushed_at_lookup[ticket])
+        world.push(ticket, gradient)
+
+    world.run(make_config(in_flight=in_flight), lookup=lookup, push=push)
+    assert len(staleness) == 60
+    assert max(staleness) <= in_flight - 1
+
+
+# --- stop -----------------------------------------------------------------------------------------------------------------
+
+
+def test_stop_in_the_middle_ends_after_the_step_without_evaluation():
+    world = World(make_batches(50), make_batches(2, seed=1))
+
+    def emit(event: Event) -> None:
+        world.emit(event)
+        if isinstance(event, Interval) and event.step == 4:
+            world.stop.set()
+
+    trained = world.run(make_config(epochs=3, print_interval=2), emit=emit)
+    assert (trained.finished.steps, trained.finished.epochs, trained.finished.stopped) == (4, 0, True)
+    assert trained.finished.examples == 4 * SIZE
+    assert [ticket for ticket, _ in world.pushes] == [0, 1, 2, 3], "what was stepped is pushed"
+    assert trained.test is None
+    assert world.of_kind(Evaluated) == []
+    assert isinstance(world.events[-1], Finished)
+    assert world.epochs == [0]
+    assert all(stream.closed.is_set() for stream in world.streams)
+
+
+def test_stop_in_the_second_epoch_counts_the_first():
+    world = World(make_batches(5))
+
+    def emit(event: Event) -> None:
+        world.emit(event)
+        if isinstance(event, Interval) and event.epoch == 2:
+            world.stop.set()
+
+    finished = world.run(make_config(epochs=3, print_interval=1), emit=emit).finished
+    assert (finished.steps, finished.epochs, finished.stopped) == (6, 1, True)
+
+
+def test_stop_while_the_trainer_waits_for_a_slow_hub():
+    world = World(make_batches(3))
+    stream = ListStream(make_batches(3), blocks=True)
+
+    def push(ticket: int, gradient: Float32) -> None:
+        world.push(ticket, gradient)
+        if ticket == 2:
+            world.stop.set()
+
+    finished = world.run(make_config(), train=lambda epoch: stream, push=push).finished
+    assert (finished.steps, finished.stopped) == (3, True)
+    assert len(world.pushes) == 3
+    assert stream.closed.is_set()
+
+
+def test_stop_before_the_run_trains_nothing():
+    world = World(make_batches(3), make_batches(1))
+    world.stop.set()
+    trained = world.run(make_config())
+    assert (trained.finished.steps, trained.finished.stopped, trained.test) == (0, True, None)
+    assert world.pushes == []
+
+
+def test_stop_in_the_evaluation_leaves_it_out():
+    world = World(make_batches(3), make_batches(20, seed=1))
+
+    def lookup(ticket: int, batch: Batch, training: bool) -> Float32:
+        if not training:
+            world.stop.set()
+        return world.lookup(ticket, batch, training)
+
+    trained = world.run(make_config(), lookup=lookup)
+    assert (trained.finished.steps, trained.finished.epochs, trained.finished.stopped) == (3, 1, True)
+    assert trained.test is None
+    assert world.of_kind(Evaluated) == []
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------------
+
+
+class BrokenError(Exception):
+    """What a lost shard or a bad file raises."""
+
+
+LAST = 11
+
+
+def broken_push(world: World, at: int) -> dict[str, Any]:
+    def push(ticket: int, gradient: Float32) -> None:
+        if ticket == at:
+            raise BrokenError
+        world.push(ticket, gradient)
+
+    return {"push": push}
+
+
+def broken_lookup(world: World, at: int) -> dict[str, Any]:
+    def lookup(ticket: int, batch: Batch, training: bool) -> Float32:
+        if ticket == at:
+            raise BrokenError
+        return world.lookup(ticket, batch, training)
+
+    return {"lookup": lookup}
+
+
+def broken_stream(world: World, at: int) -> dict[str, Any]:
+    def train(epoch: int) -> ListStream:
+        world.streams.append(ListStream(world.train_batches[:at], BrokenError()))
+        return world.streams[-1]
+
+    return {"train": train}
+
+
+def broken_emit(world: World, at: int) -> dict[str, Any]:
+    def emit(event: Event) -> None:
+        if isinstance(event, Interval) and event.step > at:
+            raise BrokenError
+        world.emit(event)
+
+    return {"emit": emit}
+
+
+@pytest.mark.parametrize(("at", "in_flight"), [(0, 4), (5, 1), (LAST, 4)])
+@pytest.mark.parametrize("broken", [broken_push, broken_lookup, broken_stream, broken_emit])
+def test_an_error_stops_the_run_with_that_error(broken: Callable[[World, int], dict[str, Any]], at: int, in_flight: int):
+    world = World(make_batches(LAST + 1), make_batches(1))
+    with pytest.raises(BrokenError):
+        world.run(make_config(in_flight=in_flight, print_interval=1), **broken(world, at))
+    assert all(stream.closed.is_set() for stream in world.streams)
+    assert world.of_kind(Evaluated) == []
+    assert world.of_kind(Finished) == []
+    assert isinstance(world.events[-1], StatusReport), "what the run came to is still reported"
+    assert len(world.pushes) <= at + (broken is broken_emit) * (in_flight + 1)
+
+
+@pytest.mark.parametrize("broken", [broken_push, broken_lookup])
+def test_an_error_stops_a_run_that_waits_for_a_slow_hub(broken: Callable[[World, int], dict[str, Any]]):
+    world = World([])
+    stream = ListStream(make_batches(3), blocks=True)
+    with pytest.raises(BrokenError):
+        world.run(make_config(in_flight=6), train=lambda epoch: stream, **broken(world, 2))
+    assert stream.closed.is_set()
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_a_stream_that_cannot_be_opened_stops_the_run(where: str):
+    def broken(*epoch: int) -> ListStream:
+        raise BrokenError
+
+    with pytest.raises(BrokenError):
+        World(make_batches(2), make_batches(1)).run(make_config(), **{where: broken})
+
+
+@pytest.mark.parametrize("where", ["stream", "lookup"])
+def test_an_error_in_the_evaluation_stops_the_run(where: str):
+    world = World(make_batches(2), make_batches(2))
+    stream = ListStream(make_batches(1), BrokenError())
+    changes = {"test": lambda: stream} if where == "stream" else broken_lookup(world, 3)
+    with pytest.raises(BrokenError):
+        world.run(make_config(), **changes)
+    assert world.of_kind(Evaluated) == world.of_kind(Finished) == []
+
+
+def test_an_evaluation_whose_stream_was_closed_by_others_is_not_left_out_in_silence():
+    """As when a scheduler cancels the hub's tasks: nobody asked this run to stop."""
+    world = World(make_batches(2), make_batches(2))
+    stream = ListStream(make_batches(1), StoppedError("reading samples: the stream was closed"))
+    with pytest.raises(StoppedError, match="the stream was closed"):
+        world.run(make_config(), test=lambda: stream)
+
+
+def test_a_training_whose_stream_was_closed_by_others_stops_the_run():
+    stream = ListStream(make_batches(1), StoppedError("reading samples: the stream was closed"))
+    with pytest.raises(StoppedError, match="the stream was closed"):
+        World([]).run(make_config(), train=lambda epoch: stream)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_its_gradient_is_not_pushed():
+    world = World(make_batches(9))
+    world.train_batches[4].dense[0, 0] = np.nan
+    with pytest.raises(ModelError, match=r"nan|NaN"):
+        world.run(make_config())
+    assert [ticket for ticket, _ in world.pushes] == [0, 1, 2, 3]
+    assert np.isfinite(world.rows).all()
+
+
+def test_batches_of_another_shape_than_the_models_stop_the_run():
+    with pytest.raises(DataError, match=r"dense \(8, 2\), expected \(8, 3\)"):
+        World(make_batches(2)).run(make_config(), ModelSpec.of(["a", "b"], [DIM] * SLOTS, 3, (4,)))
+
+
+def test_a_model_that_gives_nan_in_the_evaluation_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Training checks its loss; what only the test data bring out must not end in a crash inside the metrics."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = """
+import keras
+
+def build(spec):
+    inputs = spec.inputs()
+    root = keras.ops.sqrt(inputs["dense_columns"])
+    return keras.Model(inputs, keras.layers.Dense(1)(keras.layers.concatenate([inputs["embeddings"], root])))
+"""
+    (tmp_path / "flowps_test_model_root.py").write_text(text, encoding="utf-8")
+    train, test = make_batches(3), make_batches(2, seed=1)
+    for batch in train:
+        np.abs(batch.dense, out=batch.dense)
+    try:
+        with pytest.raises(ModelError, match=r"nan|NaN"):
+            World(train, test).run(make_config(model="flowps_test_model_root:build"))
+    finally:
+        sys.modules.pop("flowps_test_model_root", None)

@@ -1,0 +1,178 @@
+"""Streaming quality against scikit-learn and float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.special import expit
+from sklearn.metrics import log_loss, roc_auc_score
+
+from flowps.batch import Float32
+from flowps.status.event import Metrics
+from flowps.trainer import metrics as metrics_module
+from flowps.trainer.metrics import StreamingMetrics
+
+N = 100_000
+
+
+def sample(scale: float, shift: float = 0.0, n: int = N, seed: int = 0) -> tuple[Float32, Float32]:
+    """Labels drawn from the probabilities that the logits mean, logits float32."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(shift, scale, n)
+    return (rng.random(n) < expit(logits)).astype(np.float32), logits.astype(np.float32)
+
+
+def scored(*parts: tuple[Float32, Float32]) -> Metrics:
+    metrics = StreamingMetrics()
+    for labels, logits in parts:
+        metrics.update(labels, logits)
+    return metrics.result()
+
+
+def exact_logloss(labels: Float32, logits: Float32) -> float:
+    """In float64, without clipping."""
+    x, y = logits.astype(np.float64), labels.astype(np.float64)
+    return float(np.mean(np.logaddexp(0, x) - x * y))
+
+
+def check(labels: Float32, logits: Float32, found: Metrics) -> None:
+    assert found.examples == len(labels)
+    assert found.auc == pytest.approx(roc_auc_score(labels, logits), abs=1e-5)
+    assert found.logloss == pytest.approx(exact_logloss(labels, logits), rel=1e-5, abs=1e-9)
+    assert found.prob_mean == pytest.approx(expit(logits.astype(np.float64)).mean(), rel=1e-5)
+    assert found.real_mean == pytest.approx(labels.mean(dtype=np.float64), rel=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.0, -4.0), (0.1, 0.0), (0.01, 0.0), (5.0, 2.0), (12.0, 0.0)])
+def test_sklearn_agrees(scale: float, shift: float):
+    labels, logits = sample(scale, shift)
+    found = scored((labels, logits))
+    check(labels, logits, found)
+    probabilities = expit(logits.astype(np.float64))
+    if abs(logits).max() < 30:  # scikit-learn clips probabilities
+        assert found.logloss == pytest.approx(log_loss(labels, probabilities), rel=1e-5)
+
+
+@pytest.mark.parametrize("values", [2, 3, 10])
+def test_sklearn_agrees_on_heavy_ties(values: int):
+    rng = np.random.default_rng(values)
+    logits = rng.choice(np.linspace(-3, 1, values), N).astype(np.float32)
+    labels = (rng.random(N) < expit(logits)).astype(np.float32)
+    check(labels, logits, scored((labels, logits)))
+
+
+def test_all_predictions_equal_is_an_auc_of_one_half():
+    labels, _ = sample(1.0, n=1_000)
+    assert scored((labels, np.full(1_000, -2.0, np.float32))).auc == 0.5
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_perfect_and_a_perfectly_wrong_order(right: bool):
+    labels = np.repeat(np.array([0, 1], np.float32), 500)
+    logits = np.linspace(-2, 2, 1_000, dtype=np.float32)
+    assert scored((labels, logits if right else -logits)).auc == float(right)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 1.0])
+def test_sklearn_agrees_with_extreme_logits(share: float):
+    labels, logits = sample(2.0)
+    rng = np.random.default_rng(1)
+    extreme = rng.random(N) < share
+    logits[extreme] = np.where(rng.random(extreme.sum()) < 0.5, -1e4, 1e4)
+    found = scored((labels, logits))
+    check(labels, logits, found)
+    assert found.logloss > 1, "a sure prediction that is wrong costs its logit"
+
+
+@pytest.mark.parametrize(
+    ("label", "logit", "logloss", "prob"),
+    [(1, 1e4, 0.0, 1.0), (0, 1e4, 1e4, 1.0), (1, -1e4, 1e4, 0.0), (0, -1e4, 0.0, 0.0), (1, 0.0, math.log(2), 0.5)],
+)
+def test_a_single_sure_prediction(label: float, logit: float, logloss: float, prob: float):
+    found = scored((np.array([label], np.float32), np.array([logit], np.float32)))
+    assert found.logloss == pytest.approx(logloss, abs=1e-7)
+    assert found.prob_mean == pytest.approx(prob, abs=1e-7)
+    assert (found.examples, found.auc, found.real_mean) == (1, None, label)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_one_class_has_no_auc(label: float):
+    _, logits = sample(1.0, n=100)
+    found = scored((np.full(100, label, np.float32), logits))
+    assert found.auc is None
+    assert found.real_mean == label
+    assert found.logloss == pytest.approx(exact_logloss(np.full(100, label, np.float32), logits), rel=1e-5)
+
+
+def test_nothing_has_no_auc_and_no_means():
+    found = StreamingMetrics().result()
+    assert (found.examples, found.auc) == (0, None)
+    assert all(math.isnan(value) for value in (found.logloss, found.prob_mean, found.real_mean))
+
+
+@pytest.mark.parametrize("flush_examples", [1, 999, 1 << 30])
+def test_batches_add_up_to_the_whole(flush_examples: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(metrics_module, "_FLUSH_EXAMPLES", flush_examples)
+    labels, logits = sample(1.5, n=5_000)
+    parts = np.array_split(np.arange(5_000), [1, 1, 300, 1_300, 4_999])  # one of them empty
+    found = scored(*[(labels[part], logits[part]) for part in parts])
+    whole = scored((labels, logits))
+    assert (found.examples, found.auc, found.real_mean) == (whole.examples, whole.auc, whole.real_mean)
+    assert found.logloss == pytest.approx(whole.logloss, rel=1e-9)
+    assert found.prob_mean == pytest.approx(whole.prob_mean, rel=1e-9)
+
+
+def test_the_result_can_be_asked_for_in_between():
+    labels, logits = sample(1.0, n=4_000)
+    metrics = StreamingMetrics()
+    metrics.update(labels[:1_000], logits[:1_000])
+    assert metrics.result() == scored((labels[:1_000], logits[:1_000])) == metrics.result()
+    metrics.update(labels[1_000:], logits[1_000:])
+    check(labels, logits, metrics.result())
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_merge_equals_the_union(flushed: bool):
+    labels, logits = sample(1.0, n=6_000)
+    one, other = StreamingMetrics(), StreamingMetrics()
+    one.update(labels[:2_000], logits[:2_000])
+    other.update(labels[2_000:], logits[2_000:])
+    if flushed:
+        one.result()
+        other.result()
+    one.merge(other)
+    check(labels, logits, one.result())
+    assert other.result() == scored((labels[2_000:], logits[2_000:])), "the other one stays as it is"
+
+
+def test_merging_nothing_changes_nothing():
+    labels, logits = sample(1.0, n=100)
+    metrics = StreamingMetrics()
+    metrics.merge(StreamingMetrics())
+    metrics.update(labels, logits)
+    metrics.merge(StreamingMetrics())
+    assert metrics.result() == scored((labels, logits))
+
+
+def naive_auc(labels: NDArray[np.float32], logits: NDArray[np.float32]) -> float:
+    """The share of (positive, negative) pairs in the right order, ties counting half."""
+    difference = logits[labels == 1][:, None] - logits[labels == 0][None, :]
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+# Multiples of 1/64 are never in one bin unless they are equal.
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(-64 * 32, 64 * 32)), min_size=2, max_size=30))
+def test_the_auc_is_that_of_all_pairs(pairs: list[tuple[bool, int]]):
+    labels = np.array([label for label, _ in pairs], np.float32)
+    logits = np.array([k / 64 for _, k in pairs], np.float32)
+    found = scored((labels, logits)).auc
+    if labels.min() == labels.max():
+        assert found is None
+    else:
+        assert found == pytest.approx(naive_auc(labels, logits), abs=1e-12)

@@ -1,0 +1,263 @@
+"""One step: loss, gradient and dense update against TensorFlow written out, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flowps.batch import Batch, Float32
+from flowps.errors import ConfigError, ModelError
+from flowps.trainer.models import ModelSpec, build
+from flowps.trainer.step import Step
+
+SPEC = ModelSpec.of(["a", "b"], [2, 2], 3, (5,))
+
+
+def make(size: int = 8, spec: ModelSpec = SPEC, seed: int = 0) -> tuple[Batch, Float32]:
+    """A batch (its signs do not matter here) and its embeddings."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, size).astype(np.float32)
+    dense = rng.normal(size=(size, spec.dense_width)).astype(np.float32)
+    offsets = np.zeros(len(spec.slots) * size + 1, np.int32)
+    return Batch(labels, dense, np.empty(0, np.uint64), offsets), rng.normal(size=(size, spec.width)).astype(np.float32)
+
+
+def make_step(name: str = "dnn", optimizer: str = "sgd", rate: float = 0.1, spec: ModelSpec = SPEC, jit: bool = False) -> Step:
+    keras.utils.set_random_seed(1)
+    return Step(build(name, spec), spec, optimizer, rate, jit)
+
+
+def weights_of(step: Step) -> list[Float32]:
+    """Copies: what Keras returns may be the variables' own memory."""
+    return [weight.copy() for weight in step.model.get_weights()]
+
+
+def called(model: keras.Model) -> keras.Model:
+    """As `build` leaves a subclass: called once, so that it has its weights."""
+    model({"embeddings": tf.zeros((3, SPEC.width)), "dense_columns": tf.zeros((3, SPEC.dense_width))})
+    return model
+
+
+class Counted(keras.Model):
+    """A linear model that counts its Python calls: once for each trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = keras.layers.Dense(1)
+        self.calls: list[bool] = []
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+        self.calls.append(training)
+        return self.linear(inputs["embeddings"])
+
+
+# --- what a step does -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "XLA"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_loss_logits_gradient_and_weights_are_tensorflows(optimizer: str, jit: bool):
+    step = make_step(optimizer=optimizer, jit=jit)
+    twin = build("dnn", SPEC)
+    twin.set_weights(step.model.get_weights())
+    twin_optimizer = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}[optimizer](0.1)
+    for seed in range(3):
+        batch, embeddings = make(seed=seed)
+        found, found_logits, found_gradient = step.train(batch, embeddings)
+        pooled = tf.Variable(embeddings)
+        with tf.GradientTape() as tape:
+            logits = twin({"embeddings": pooled, "dense_columns": tf.constant(batch.dense)})[:, 0]
+            p = tf.sigmoid(logits)
+            loss = -tf.reduce_mean(batch.labels * tf.math.log(p) + (1 - batch.labels) * tf.math.log(1 - p))
+        gradient, *gradients = tape.gradient(loss, [pooled, *twin.trainable_variables])
+        twin_optimizer.apply(gradients, twin.trainable_variables)
+        assert found == pytest.approx(float(loss), rel=1e-5)
+        np.testing.assert_allclose(found_logits, logits, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found_gradient, gradient, rtol=1e-4, atol=1e-6)
+        for weight, expected in zip(step.model.get_weights(), twin.get_weights(), strict=True):
+            np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_types_and_shapes_of_what_comes_out():
+    batch, embeddings = make(size=7)
+    loss, logits, gradient = make_step().train(batch, embeddings)
+    assert type(loss) is float
+    assert (logits.dtype, logits.shape) == (np.float32, (7,))
+    assert (gradient.numpy().dtype, gradient.numpy().shape) == (np.float32, (7, SPEC.width))
+
+
+def test_the_inputs_are_not_changed():
+    batch, embeddings = make()
+    before = embeddings.copy(), batch.dense.copy(), batch.labels.copy()
+    make_step().train(batch, embeddings)
+    for now, then in zip((embeddings, batch.dense, batch.labels), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_predict_gives_the_logits_and_changes_nothing():
+    step = make_step()
+    batch, embeddings = make(size=7)
+    before = weights_of(step)
+    logits = step.predict(batch, embeddings)
+    assert (logits.dtype, logits.shape) == (np.float32, (7,))
+    np.testing.assert_array_equal(logits, step.predict(batch, embeddings))
+    for now, then in zip(weights_of(step), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    np.testing.assert_allclose(logits, step.train(batch, embeddings)[1], rtol=1e-5, atol=1e-6)
+
+
+def test_training_and_predicting_tell_the_model_which():
+    model = called(Counted())
+    model.calls.clear()
+    step = Step(model, SPEC, "sgd", 0.1, False)
+    step.train(*make())
+    step.predict(*make())
+    assert model.calls == [True, False]
+
+
+@pytest.mark.parametrize("spec", [ModelSpec.of(["a"], [3], 0, (4,)), ModelSpec.of([], [], 3, (4,))], ids=["no dense", "no slots"])
+@pytest.mark.parametrize("name", ["dnn", "deepfm", "lr"])
+def test_without_dense_columns_or_slots(name: str, spec: ModelSpec):
+    step = make_step(name, spec=spec)
+    batch, embeddings = make(spec=spec)
+    found = [step.train(batch, embeddings) for _ in range(30)]
+    assert found[-1][0] < found[0][0]
+    assert found[0][2].shape == (8, spec.width)
+
+
+def test_a_regulariser_of_the_model_enters_loss_and_weights():
+    def linear(regularizer: keras.Regularizer | None) -> keras.Model:
+        inputs = SPEC.inputs()
+        x = keras.layers.concatenate(list(inputs.values()))
+        return keras.Model(inputs, keras.layers.Dense(1, kernel_regularizer=regularizer)(x))
+
+    batch, embeddings = make()
+    plain, regular = (Step(linear(kind), SPEC, "sgd", 0.1, False) for kind in (None, keras.regularizers.L2(0.5)))
+    kernel, bias = weights_of(plain)
+    regular.model.set_weights([kernel, bias])
+    plain_loss, plain_logits, plain_gradient = plain.train(batch, embeddings)
+    loss, logits, gradient = regular.train(batch, embeddings)
+    assert loss == pytest.approx(plain_loss + 0.5 * (kernel**2).sum(), rel=1e-5)
+    np.testing.assert_allclose(logits, plain_logits, rtol=1e-6)
+    np.testing.assert_allclose(gradient, plain_gradient, rtol=1e-6)
+    np.testing.assert_allclose(weights_of(regular)[0], weights_of(plain)[0] - 0.1 * kernel, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_ignores_the_embeddings_has_a_gradient_of_zeros():
+    class DenseOnly(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = keras.layers.Dense(1)
+
+        def call(self, inputs: dict[str, Any]) -> Any:
+            return self.linear(inputs["dense_columns"])
+
+    _, _, gradient = Step(called(DenseOnly()), SPEC, "sgd", 0.1, False).train(*make())
+    np.testing.assert_array_equal(gradient, np.zeros((8, SPEC.width)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_model_without_trainable_weights_still_gives_gradients(optimizer: str):
+    class Sum(keras.Model):
+        def call(self, inputs: dict[str, Any]) -> Any:
+            return keras.ops.sum(inputs["embeddings"], axis=1, keepdims=True)
+
+    batch, embeddings = make()
+    step = Step(called(Sum()), SPEC, optimizer, 0.1, False)
+    for _ in range(2):
+        _, logits, gradient = step.train(batch, embeddings)
+    np.testing.assert_allclose(logits, embeddings.sum(axis=1), rtol=1e-5)
+    expected = (1 / (1 + np.exp(-logits)) - batch.labels) / batch.size
+    np.testing.assert_allclose(gradient, np.repeat(expected[:, None], SPEC.width, axis=1), rtol=1e-5)
+
+
+def test_frozen_weights_stay():
+    model = build("dnn", SPEC)
+    model.trainable = False
+    step = Step(model, SPEC, "adam", 0.1, False)
+    before = weights_of(step)
+    _, _, gradient = step.train(*make())
+    for now, then in zip(weights_of(step), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert np.abs(gradient).max() > 0
+
+
+def test_the_batch_size_may_change_without_tracing_again():
+    model = called(Counted())
+    model.calls.clear()
+    step = Step(model, SPEC, "adam", 0.1, False)
+    for size in (8, 3, 1, 17, 8):
+        batch, embeddings = make(size)
+        assert step.train(batch, embeddings)[1].shape == (size,)
+        assert step.predict(batch, embeddings).shape == (size,)
+    assert len(model.calls) == 2, "traced once for training, once for predicting"
+
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adam", "Adam", "sgd", "SGD", "adagrad", "rmsprop", "adamw", "nadam", "ftrl", "lion"])
+def test_any_keras_optimizer_by_name_with_the_learning_rate(name: str):
+    step = make_step(optimizer=name, rate=0.03)
+    assert type(step._optimizer).__name__.lower() == name.lower()
+    assert float(step._optimizer.learning_rate) == pytest.approx(0.03)
+
+
+# The last one exists in Keras, but cannot be made from a learning rate.
+@pytest.mark.parametrize("name", ["adamm", "", "keras.optimizers.Adam", "Dense", "lossscaleoptimizer"])
+def test_an_unknown_optimizer_is_refused(name: str):
+    with pytest.raises(ConfigError, match=r"^trainer\.optimizer: Keras has no optimizer ") as caught:
+        make_step(optimizer=name)
+    assert repr(name) in str(caught.value)
+
+
+# --- what is not finite -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["embeddings", "dense"])
+@pytest.mark.parametrize("name", ["lr", "dnn", "deepfm"])
+def test_what_is_not_finite_is_refused(name: str, where: str, value: float):
+    """Also with ReLU, which turns NaN into 0 on a CPU: the loss stays finite, while weights and rows get NaN gradients."""
+    batch, embeddings = make()
+    (embeddings if where == "embeddings" else batch.dense)[3, 1] = value
+    step = make_step(name)
+    # The dense weights of logistic regression begin as zeros.
+    step.model.set_weights([np.full_like(weight, -1) if name == "lr" else weight for weight in weights_of(step)])
+    with pytest.raises(ModelError, match=r"(nan|NaN|inf)") as caught:
+        step.train(batch, embeddings)
+    assert "learning_rate" in str(caught.value)
+    assert "data.log1p" in str(caught.value)
+
+
+def test_a_nan_label_is_refused():
+    batch, embeddings = make()
+    with pytest.raises(ModelError, match="the loss became nan"):
+        make_step().train(replace(batch, labels=np.full(8, np.nan, np.float32)), embeddings)
+
+
+def test_a_diverging_run_ends_in_a_model_error():
+    step = make_step(optimizer="sgd", rate=100.0)
+    batch, embeddings = make()
+
+    def run() -> None:
+        for _ in range(2_000):
+            step.train(batch, embeddings * 1e9)
+
+    with pytest.raises(ModelError, match="the loss became"):
+        run()
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_extreme_logits_are_finite(sign: int):
+    batch, embeddings = make()
+    embeddings[:] = sign * 1e4
+    loss, logits, gradient = make_step("lr").train(batch, embeddings)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient).all()
+    assert (np.abs(logits) > 9_000).all()
