@@ -1,0 +1,66 @@
+"""What a person is told of a plan before the run and of its result after."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+from rich.table import Table
+
+from flowps.cluster.plan import Plan
+from flowps.cluster.run import Result
+from flowps.cluster.run_dir import RunDir
+from flowps.hub.partition import Partition
+from flowps.status.lines import quality
+
+_GIB = 2.0**30
+_SHOWN_COLUMNS = 60
+
+
+def announce_plan(console: Console, plan: Plan) -> None:
+    """The schema as a table, the data, and the projected memory."""
+    schema = plan.schema
+    console.print(
+        f"train: {plan.train_rows:,} examples in {len(plan.train)} partitions ({_files(plan.train)} files)", soft_wrap=True
+    )
+    if plan.test:
+        console.print(
+            f"test: {plan.test_rows:,} examples in {len(plan.test)} partitions ({_files(plan.test)} files)", soft_wrap=True
+        )
+    table = Table("column", "type", "role", "dim", "pooling", "optimizer", "rows at most", title="schema", title_justify="left")
+    lines: list[tuple[str, ...]] = [(schema.label, str(schema.types[schema.label]), "label", "", "", "", "")]
+    lines += [(name, str(schema.types[name]), "dense", "", "", "", "") for name in schema.dense]
+    for slot, rows in zip(schema.slots, plan.capacity_rows, strict=True):
+        hashed = f" (folded into {slot.hash_size:,})" if slot.hash_size else ""
+        lines.append(
+            (slot.name, str(schema.types[slot.name]), "slot" + hashed, str(slot.dim), slot.pooling, slot.optimizer, f"{rows:,}")
+        )
+    lines += [(name, str(schema.types[name]), f"left out ({why})", "", "", "", "") for name, why in schema.left_out.items()]
+    for line in lines[:_SHOWN_COLUMNS]:
+        table.add_row(*line)
+    console.print(table)
+    if len(lines) > _SHOWN_COLUMNS:
+        console.print(f"… and {len(lines) - _SHOWN_COLUMNS} more columns, all in schema.json")
+    memory = plan.memory
+    console.print(
+        f"memory: tables up to {memory.tables / _GIB:.1f} GiB as rows are created, "
+        f"batches in flight {memory.feeds / _GIB:.2f} GiB, partitions being decoded {memory.partitions / _GIB:.2f} GiB, "
+        f"{memory.available / _GIB:.1f} GiB available",
+        soft_wrap=True,
+    )
+
+
+def announce_result(console: Console, plan: Plan, result: Result, run_dir: RunDir) -> None:
+    """Test quality, next to the best reachable where it is known, and what was left where."""
+    if result.test is not None:
+        best = "" if plan.best_auc is None or math.isnan(plan.best_auc) else f" (best reachable auc = {plan.best_auc:.4f})"
+        console.print(f"test: {quality(result.test)}{best}", soft_wrap=True, highlight=False)
+    elif not plan.test:
+        console.print("test: not evaluated; give --data.test to measure quality on data that was not trained on")
+    console.print(
+        f"left in {run_dir.path}: {result.rows:,} embedding rows, the dense model, config, schema, metrics, status", soft_wrap=True
+    )
+
+
+def _files(partitions: tuple[Partition, ...]) -> int:
+    return len({p.url for p in partitions})

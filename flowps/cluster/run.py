@@ -1,0 +1,114 @@
+"""A run from plan to run directory: start the roles, pass their events on, stop them when asked, collect what they leave."""
+
+from __future__ import annotations
+
+import queue
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import distributed
+
+from flowps.cluster import roles
+from flowps.cluster.plan import Plan
+from flowps.cluster.run_dir import RunDir
+from flowps.errors import CapacityError, DataError, FlowpsError
+from flowps.status.event import Event, Finished, Metrics, from_wire
+
+_POLL_S = 0.2  # how long an interrupt may wait to be seen
+_STOP_S = 60.0  # for a step to end and the model to be saved
+_LAST_EVENT_S = 30.0  # events travel beside the result; the last one may come after it
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    finished: Finished
+    test: Metrics | None
+    rows: int
+
+    def summary(self, plan: Plan) -> dict[str, object]:
+        """The content of summary.json."""
+        return {
+            "examples_per_epoch": plan.train_rows,
+            "rows": self.rows,
+            "best_auc": plan.best_auc,
+            "finished": self.finished,
+            "test": self.test,
+        }
+
+
+def run(
+    client: distributed.Client,
+    plan: Plan,
+    run_dir: RunDir,
+    subscribers: Sequence[Callable[[Event], None]],
+    interrupted: Callable[[], bool],
+) -> Result:
+    """Train on `client`. Every event goes to every subscriber, on the calling thread.
+
+    `interrupted` is asked a few times a second; once it says True the trainer stops after its step, and what was trained is saved.
+    Raises what a role raised.
+    """
+    run_id = f"flowps-{uuid.uuid4().hex[:12]}"
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    client.subscribe_topic(run_id, lambda event: events.put(from_wire(event[1])))
+    shards: list[Any] = []
+    trainer = None
+    try:
+        for k in range(len(plan.placement.shards)):
+            shards.append(client.submit(roles.ShardActor, run_id, plan, k, actor=True, pure=False).result())
+        trainer = client.submit(roles.train, run_id, plan, str(run_dir.model), pure=False, retries=0)
+        _follow(client, run_id, trainer, events, subscribers, interrupted)
+        try:
+            finished, test = trainer.result()
+        except (DataError, CapacityError) as error:
+            rows = _export(shards, run_dir)
+            if not rows:
+                raise
+            raise type(error)(
+                f"{error}; what was trained before, {rows:,} rows and the dense model, is in {run_dir.path}"
+            ) from error
+        return Result(finished, test, _export(shards, run_dir))
+    finally:
+        if trainer is not None and not trainer.done():
+            # A subscriber has failed: nothing may be taken from under a trainer that runs.
+            client.run(roles.request_stop, run_id)
+            distributed.wait(trainer, timeout=_STOP_S)
+        client.unsubscribe_topic(run_id)
+        for actor in shards:
+            with suppress(Exception):  # the error that ends the run is the one to show
+                actor.close().result()
+
+
+def _export(shards: Sequence[Any], run_dir: RunDir) -> int:
+    return sum(actor.export(str(run_dir.embeddings)).result() for actor in shards)
+
+
+def _follow(
+    client: distributed.Client, run_id: str, trainer: distributed.Future, events: queue.SimpleQueue[Event],
+    subscribers: Sequence[Callable[[Event], None]], interrupted: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Pass events on until the trainer's last one, or until it has failed."""
+    asked = False
+    while True:
+        if interrupted() and not asked:
+            asked = True
+            client.run(roles.request_stop, run_id)
+        done = trainer.done()
+        failed = trainer.status in ("error", "cancelled", "lost")
+        try:
+            event = events.get(timeout=_LAST_EVENT_S if done and not failed else _POLL_S)
+        except queue.Empty:
+            if failed:
+                return
+            if done:
+                raise FlowpsError(f"the trainer ended, but its last event did not arrive within {_LAST_EVENT_S:.0f} s") from None
+            continue
+        for subscriber in subscribers:
+            subscriber(event)
+        if isinstance(event, Finished):
+            return

@@ -1,0 +1,142 @@
+"""`RunDir`: what a run leaves on disk.
+
+config.toml     the resolved config; `python -m flowps.train RUN_DIR/config.toml` runs it again
+schema.json     columns, slots, hash: what the rows mean
+metrics.jsonl   one line per interval and evaluation
+status.jsonl    one line per status report
+model.keras     the dense model
+embeddings/     one Parquet file per slot
+summary.json    the end of the run: figures and paths
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flowps.config import Config
+from flowps.errors import RunDirError
+from flowps.hub.schema import Schema
+from flowps.knob import dump
+from flowps.status.event import Evaluated, Event, Finished, Interval, Started, StatusReport
+
+
+class RunDir:
+    """The directory of one run, created or taken over by `prepare`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model.keras"
+        self.embeddings = path / "embeddings"
+        self.summary = path / "summary.json"
+        self.previous = path / "previous"
+        self._config, self._schema = path / "config.toml", path / "schema.json"
+        self._metrics, self._status = path / "metrics.jsonl", path / "status.jsonl"
+
+    def prepare(self, config: Config, schema: Schema) -> bool:
+        """Create the directory, or take it over from an earlier run with the same schema. Returns whether there was one.
+
+        What an earlier run left is kept in `previous/` until this run has finished. Raises RunDirError when the directory cannot
+        be written, holds something that is no run, or a run with another schema.
+        """
+        try:
+            earlier = self._check_earlier(schema)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if earlier:
+                self._put_aside()
+            self._config.write_text(dump(config), encoding="utf-8")
+            self._schema.write_text(json.dumps(schema.to_json(), indent=2) + "\n", encoding="utf-8")
+            for path in (self._metrics, self._status):
+                path.touch()
+        except OSError as error:
+            raise RunDirError(
+                f"run directory {self.path}: cannot be written: {error.strerror or error}; choose another with --run_dir"
+            ) from None
+        return earlier
+
+    def record(self, event: Event) -> None:
+        """Append an event to the file it belongs to."""
+        if isinstance(event, StatusReport):
+            self._append(self._status, msgspec.to_builtins(event))
+        elif isinstance(event, Started | Interval | Evaluated | Finished):
+            self._append(self._metrics, msgspec.to_builtins(event))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary, last, and give up what the earlier run left."""
+        unfinished = self.summary.with_suffix(".unfinished")
+        try:
+            unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+            unfinished.rename(self.summary)
+        except OSError as error:
+            raise RunDirError(f"{self.summary}: cannot be written: {error.strerror or error}") from None
+        shutil.rmtree(self.previous, ignore_errors=True)
+
+    def _put_aside(self) -> None:
+        """Move what the earlier run left to `previous/`; one that did not finish is dropped, so that a finished one there stays."""
+        finished = self.summary.exists()
+        if finished:
+            shutil.rmtree(self.previous, ignore_errors=True)
+            self.previous.mkdir()
+        for path in (self.model, self.summary, self.embeddings, self._config, self._schema, self._metrics, self._status):
+            if finished and path.exists():
+                path.rename(self.previous / path.name)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _check_earlier(self, schema: Schema) -> bool:
+        if not os.path.lexists(self.path):
+            return False
+        if not self.path.is_dir():
+            raise RunDirError(f"run directory {self.path}: is a file; choose another with --run_dir")
+        if not any(self.path.iterdir()):
+            return False
+        try:
+            found = json.loads(self._schema.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("not an object")
+        except (OSError, ValueError):
+            raise RunDirError(
+                f"run directory {self.path}: holds files but no readable schema.json, so it is no run of flowps; "
+                "choose another with --run_dir"
+            ) from None
+        # By way of JSON, so that tuples and lists compare.
+        wanted = json.loads(json.dumps(schema.to_json()))
+        difference = _difference(found, wanted)
+        if difference:
+            raise RunDirError(
+                f"run directory {self.path}: holds a run with another schema ({difference}); "
+                "choose another with --run_dir, or make the schemas equal"
+            )
+        return True
+
+    @staticmethod
+    def _append(path: Path, line: dict[str, Any]) -> None:
+        # msgspec writes NaN as null, which JSON readers accept.
+        try:
+            with path.open("ab") as file:
+                file.write(msgspec.json.encode(line) + b"\n")
+        except OSError as error:
+            raise RunDirError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The first thing that makes the rows or the model of two runs different, in words; learning rates and bounds do not."""
+    for key in ("label", "dense", "hash"):
+        if found.get(key) != wanted[key]:
+            return f"{key}: {found.get(key)!r} there, {wanted[key]!r} now"
+    there = {slot["name"]: slot for slot in found.get("slots", [])}
+    now = {slot["name"]: slot for slot in wanted["slots"]}
+    if there.keys() != now.keys():
+        return f"slots only there: {sorted(there.keys() - now.keys())[:5]}, only now: {sorted(now.keys() - there.keys())[:5]}"
+    for name, slot in now.items():
+        for setting in ("type", "seed", "dim", "pooling", "hash_size", "optimizer"):
+            if there[name].get(setting) != slot[setting]:
+                return f"slot {name!r}: {setting} {there[name].get(setting)!r} there, {slot[setting]!r} now"
+    return None if list(there) == list(now) else "slots in another order"

@@ -1,0 +1,114 @@
+"""Train a CTR model: `python -m flowps.train [run.toml] [--section.key value ...]`.
+
+Plans the run (files, schema, memory), starts the cluster, watches the training, evaluates, and leaves a run directory.
+Exit status: 0 trained, 2 a bad config, 1 bad data or a failed run, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import chain, count
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from flowps.arguments import parse
+from flowps.cluster.announce import announce_plan, announce_result
+from flowps.cluster.launch import embedded
+from flowps.cluster.plan import plan
+from flowps.cluster.run import Result, run
+from flowps.cluster.run_dir import RunDir
+from flowps.config import Config
+from flowps.errors import FlowpsError, StoppedError
+from flowps.status.progress import Display
+from flowps.version import __version__
+
+
+def train(config: Config, console: Console | None = None) -> Result:
+    """Train as `config` says, telling `console` (stdout by default) about it.
+
+    Raises FlowpsError for everything that a user can mend.
+    """
+    # Names of columns and files are printed as they are: no markup, no emoji.
+    console = console or Console(highlight=False, markup=False, emoji=False)
+    console.print(f"flowps {__version__}")
+    planned = plan(config)
+    announce_plan(console, planned)
+    run_dir = RunDir(_run_dir_path(config))
+    if run_dir.prepare(config, planned.schema):
+        console.print(
+            f"{run_dir.path} held an earlier run with this schema; it is in {run_dir.previous} until this one has finished",
+            soft_wrap=True,
+        )
+    with _interruptible(console) as interrupts:
+        with embedded(planned) as (client, dashboard):
+            console.print(f"dashboard: {dashboard or 'off'}", soft_wrap=True)
+            live = config.status.progress == "live" or (config.status.progress == "auto" and console.is_terminal)
+            with Display(console, live, config.epochs, planned.train_rows) as display:
+                result = run(client, planned, run_dir, [run_dir.record, display], lambda: bool(interrupts))
+        run_dir.finish(result.summary(planned))
+        announce_result(console, planned, result, run_dir)
+        if interrupts:
+            raise StoppedError(
+                f"stopped by a signal after {result.finished.examples:,} examples; what was trained is in {run_dir.path}"
+            )
+    return result
+
+
+def _run_dir_path(config: Config) -> Path:
+    """The directory asked for, or a new one that no other run of this second has."""
+    if config.run_dir:
+        return Path(config.run_dir)
+    first = Path(f"runs/{datetime.now():%Y%m%d-%H%M%S}")
+    others = (first.with_name(f"{first.name}-{n}") for n in count(2))
+    return next(path for path in chain([first], others) if not path.exists())
+
+
+@contextmanager
+def _interruptible(console: Console) -> Iterator[list[int]]:
+    """A list that the first Ctrl-C or SIGTERM fills; the second ends the process at once. Off the main thread, none arrive."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    terminal = os.dup(2)  # importing TensorFlow sends 2 elsewhere for a while
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if received:
+            console.show_cursor()
+            os._exit(StoppedError.exit_code)
+        received.append(number)
+        # Not through the console: its lock may be held by the code that this signal interrupts.
+        os.write(terminal, b"\nstopping and saving what was trained; Ctrl-C again stops at once\n")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(terminal)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    try:
+        train(parse("python -m flowps.train", __doc__ or "", sys.argv[1:] if argv is None else argv))
+    except FlowpsError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted before training began", file=sys.stderr)
+        return StoppedError.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
