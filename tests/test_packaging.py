@@ -1,0 +1,45 @@
+"""The files around the package keep step with it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+import flowps
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def requirements() -> dict[str, str]:
+    """Package → bounds, from pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return dict(re.match(r"([a-z0-9-]+)(.*)", line).groups() for line in project["dependencies"])
+
+
+def test_conda_environment_matches_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    found = dict(re.match(r"([a-z0-9-]+)(.*)", line).groups() for line in environment["dependencies"])
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert found.pop("python") == python
+    assert found.pop("pip") == ""
+    assert found == requirements()
+
+
+def test_every_requirement_is_bounded_below():
+    assert all(bounds.startswith(">=") for bounds in requirements().values())
+
+
+def test_ci_runs_make_test_and_nothing_else():
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "exec make test"]
+
+
+def test_changelog_has_this_version():
+    assert f"## {flowps.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_public_names_exist():
+    assert all(hasattr(flowps, name) for name in flowps.__all__)
