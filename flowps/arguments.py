@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
 from flowps.config import Config
 from flowps.errors import ConfigError
-from flowps.knob import Knob, closest, knobs, load
+from flowps.knob import Knob, closest, knobs, load, slot_knob
 from flowps.version import __version__
 
 _SLOT_HELP = """\
@@ -20,6 +21,8 @@ In a TOML file, [[slot]] entries set what differs for one column from [slot_defa
     name = "user_id"
     dim = 32
     capacity_rows = 5_000_000
+
+On the command line: --slot.user_id.dim 32. Every knob of [slot_default] can be set so.
 """
 
 
@@ -35,14 +38,15 @@ def parse(command: str, description: str, argv: Sequence[str]) -> Config:
                      allow_abbrev=False, usage=f"{command} [run.toml] [--section.key value ...]")  # fmt: skip
     parser.add_argument("toml", nargs="?", type=Path, metavar="run.toml", help="a run's description; knobs below override it")
     parser.add_argument("--version", action="version", version=f"flowps {__version__}")
+    argv = [_underscored(arg) for arg in argv]
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for knob in knobs():
+    for knob in chain(knobs(), _slot_knobs(argv)):
         section = knob.path.rpartition(".")[0]
         if section not in groups:
             groups[section] = parser.add_argument_group(f"[{section}]" if section else "the run")
         groups[section].add_argument(f"--{knob.path}", dest=knob.path, nargs=_arity(knob), metavar=_metavar(knob), help=_help(knob),
                                      default=argparse.SUPPRESS)  # fmt: skip
-    found, unknown = parser.parse_known_args(_joined([_underscored(arg) for arg in argv]))
+    found, unknown = parser.parse_known_args(_joined(argv))
     if unknown:
         name = unknown[0].split("=")[0]
         known = [f"--{knob.path}" for knob in knobs()]
@@ -51,6 +55,13 @@ def parse(command: str, description: str, argv: Sequence[str]) -> Config:
     values = vars(found)
     toml = values.pop("toml")
     return load(toml, [(path, _as_list(value)) for path, value in values.items()])
+
+
+def _slot_knobs(argv: Sequence[str]) -> Iterator[Knob]:
+    """The knobs of single slots that `argv` sets: which there are, only the data knows."""
+    for path in dict.fromkeys(arg[2:].partition("=")[0] for arg in argv if arg.startswith("--slot.")):
+        if (knob := slot_knob(path)) is not None:
+            yield knob
 
 
 def _arity(knob: Knob) -> str | None:
@@ -70,11 +81,12 @@ def _help(knob: Knob) -> str:
 
 
 def _underscored(arg: str) -> str:
-    """`--data.batch-size` is `--data.batch_size`."""
+    """`--data.batch-size` is `--data.batch_size`; a slot's name stays as it is."""
     if not arg.startswith("--"):
         return arg
-    name, equals, value = arg[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
+    option, equals, value = arg.partition("=")
+    of_slot, dot, key = option.rpartition(".") if option.startswith("--slot.") else ("", "", option[2:])
+    return f"{of_slot or '--'}{dot}{key.replace('-', '_')}{equals}{value}"
 
 
 def _joined(argv: list[str]) -> list[str]:

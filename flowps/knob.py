@@ -42,8 +42,17 @@ class Knob(msgspec.Struct, frozen=True):
 
 
 def knobs() -> Iterator[Knob]:
-    """Every knob that the command line can set: all but the `[[slot]]` entries."""
+    """Every knob but those of the `[[slot]]` entries, which `slot_knob` knows by the slot's name."""
     yield from _knobs(Config, "")
+
+
+def slot_knob(path: str) -> Knob | None:
+    """The knob of one slot, `slot.NAME.key` (NAME may hold dots), or None for a path that is none."""
+    section, _, key = path.rpartition(".")
+    knob = next((k for k in knobs() if k.path == f"slot_default.{key}"), None)
+    if knob is None or not section.startswith("slot.") or section == "slot.":
+        return None
+    return msgspec.structs.replace(knob, path=path)
 
 
 def _knobs(section: type[msgspec.Struct], prefix: str) -> Iterator[Knob]:
@@ -85,9 +94,10 @@ def load(toml: Path | None = None, overrides: Sequence[tuple[str, list[str]]] = 
     tree = _read_toml(toml) if toml is not None else {}
     known = {knob.path: knob for knob in knobs()}
     for path, values in overrides:
-        if path not in known:
+        knob = known.get(path) or slot_knob(path)
+        if knob is None:
             raise ConfigError(f"--{path}: no such knob{closest(path, list(known))}")
-        _set(tree, path, _parse(known[path], values))
+        _set(tree, path, _parse(knob, values))
     defaults = tree.get("slot_default", {})
     if isinstance(defaults, dict) and isinstance(tree.get("slot"), list):
         tree["slot"] = [{**defaults, **entry} if isinstance(entry, dict) else entry for entry in tree["slot"]]
@@ -135,12 +145,28 @@ def _parse(knob: Knob, values: list[str]) -> Any:
 
 
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:
-    *sections, key = path.split(".")
-    for section in sections:
+    section, _, key = path.rpartition(".")
+    if section.startswith("slot."):
+        _slot_entry(tree, section.removeprefix("slot."))[key] = value
+        return
+    if section:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"{section}: expected a table in the TOML file, found {tree!r}")
     tree[key] = value
+
+
+def _slot_entry(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """The `[[slot]]` entry of that name, added if there is none."""
+    entries = tree.setdefault("slot", [])
+    if not isinstance(entries, list):
+        raise ConfigError(f"slot: expected [[slot]] entries in the TOML file, found {entries!r}")
+    for entry in entries:
+        if isinstance(entry, dict) and entry.get("name") == name:
+            return entry
+    entries.append({"name": name})
+    added: dict[str, Any] = entries[-1]
+    return added
 
 
 def _convert(tree: dict[str, Any]) -> Config:

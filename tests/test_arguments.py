@@ -105,6 +105,29 @@ def test_a_negative_number_is_a_value(value: str):
     assert run("--data.dense_fill", value).data.dense_fill == float(value)
 
 
+def test_a_slots_knob_adds_an_entry_or_changes_the_one_of_the_file(tmp_path: Path):
+    toml = tmp_path / "run.toml"
+    toml.write_text('[slot_default]\npooling = "mean"\n[[slot]]\nname = "user_id"\ndim = 32\nhash_size = 9\n', encoding="utf-8")
+    config = run(str(toml), "--slot.user_id.dim", "8", "--slot.ad-group.v2.init-scale=1e-3", "--slot.ad-group.v2.dim=4")
+    user, group = config.slot
+    assert (user.name, user.dim, user.hash_size, user.pooling) == ("user_id", 8, 9, "mean")
+    assert (group.name, group.dim, group.init_scale, group.pooling) == ("ad-group.v2", 4, 1e-3, "mean")
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        (["--slot.user_id.dim", "0"], "--slot.user_id.dim: expected int >= 1, found '0'"),
+        (["--slot.user_id.dim", "1", "2"], "2: "),
+        (["--slot.user_id.dimm", "3"], "--slot.user_id.dimm: no such knob; did you mean --slot_default.dim"),
+        (["--slot.user_id.name", "a"], "--slot.user_id.name: no such knob"),
+        (["--slot..dim", "3"], "--slot..dim: no such knob"),
+    ],
+)
+def test_a_wrong_knob_of_a_slot_is_refused(argv: list[str], found: str):
+    assert refusal(*argv).startswith(found)
+
+
 @pytest.mark.parametrize(
     ("argv", "name", "suggested"),
     [

@@ -299,6 +299,7 @@ def test_a_value_where_a_table_belongs_is_refused(write, text: str, path: str):
 
 def test_an_override_inside_what_the_file_made_a_value_is_refused(write):
     assert refusal(write("data = 1"), ("data.label", ["x"])) == "data: expected a table in the TOML file, found 1"
+    assert refusal(write("slot = 1"), ("slot.a.dim", ["2"])) == "slot: expected [[slot]] entries in the TOML file, found 1"
 
 
 @pytest.mark.parametrize("where", ["[slot_default]", '[[slot]]\nname = "a"'])
