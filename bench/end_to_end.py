@@ -56,17 +56,21 @@ _MEDIANS = (
 def main() -> int:
     """Run the benchmark as the command line says."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.end_to_end", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog="python -m bench.end_to_end", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="After --: more knobs for flowps.train, as in -- --trainer.in_flight 4",
+    )  # fmt: skip
     parser.add_argument("workload", choices=list(TRAINED))
     parser.add_argument("--net", choices=list(NETS), help="dense network (default: small for criteo, dnn for dsp_ctr)")
     parser.add_argument("--mode", choices=["embedded"], default="embedded", help="where the roles run")
     parser.add_argument("--data", type=Path, help="folder of the data (default: data/bench/WORKLOAD, generated when missing)")
     parser.add_argument("--runs", type=int, default=3, help="runs to take the medians of (default: 3)")
     parser.add_argument("--json", type=Path, help="write the result here too")
-    parser.add_argument("knobs", nargs="*", help="after --: more knobs for flowps.train, as in -- --trainer.in_flight 4")
-    options = parser.parse_args()
-    result = measure(options.workload, options.net, options.mode, options.data, options.runs, options.knobs)
+    arguments, knobs = sys.argv[1:], []
+    if "--" in arguments:  # argparse takes them for arguments of its own, depending on what stands before
+        at = arguments.index("--")
+        arguments, knobs = arguments[:at], arguments[at + 1 :]
+    options = parser.parse_args(arguments)
+    result = measure(options.workload, options.net, options.mode, options.data, options.runs, knobs)
     text = json.dumps(result, indent=2)
     print(text)
     if options.json:
@@ -127,7 +131,8 @@ def _run(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **environment},
         )  # fmt: skip
         assert process.stderr is not None
-        errors = process.stderr.read()
+        with process.stderr as stream:
+            errors = stream.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:

@@ -130,6 +130,7 @@ def variants(work: Workload) -> dict[str, Callable[[int], float]]:
     positions, pooling = np.arange(num_slots), np.zeros(num_slots, np.int32)
     columns, width = positions * DIM, num_slots * DIM
     out, grads = np.full((2, SIZE * width), 1e-3, np.float32)
+    grads.flags.writeable = False
     found = np.empty(max(len(rows) for rows in work.rows), np.int32)
     scratch = np.zeros(len(work.arena) // STRIDE, np.int32), found.copy(), np.empty(len(found) * DIM, np.float32)
     params = np.full((num_slots, 2), (0.05, 1e-7), np.float32)

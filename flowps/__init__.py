@@ -17,7 +17,11 @@ permit            the right to have a batch in flight: taken before lookup, retu
 lookup, push      read pooled rows, send gradients
 in flight         looked up, not yet pushed; bounded by permits
 staleness         pushes that happened between a feed's lookup and its own push
+bag               the signs of one slot of one sample, pooled into one vector
+arena, index      a table's rows side by side in memory, and the map from signs to them
 run status        the always-on timings and counters of every role
+knob              one setting of a run: unit, default and range are in `config`
+plan              all that is decided before a role starts
 run directory     what a run leaves on disk
 """
 

@@ -30,6 +30,8 @@ from flowps.errors import FlowpsError, StoppedError
 from flowps.status.progress import Display
 from flowps.version import __version__
 
+_SHOW_CURSOR = b"\x1b[?25h"  # the live line hides it
+
 
 def train(config: Config, console: Console | None = None) -> Result:
     """Train as `config` says, telling `console` (stdout by default) about it.
@@ -55,7 +57,7 @@ def train(config: Config, console: Console | None = None) -> Result:
                 result = run(client, planned, run_dir, [run_dir.record, display], lambda: bool(interrupts))
         run_dir.finish(result.summary(planned))
         announce_result(console, planned, result, run_dir)
-        if interrupts:
+        if result.finished.stopped:
             raise StoppedError(
                 f"stopped by a signal after {result.finished.examples:,} examples; what was trained is in {run_dir.path}"
             )
@@ -80,12 +82,13 @@ def _interruptible(console: Console) -> Iterator[list[int]]:
         return
     terminal = os.dup(2)  # importing TensorFlow sends 2 elsewhere for a while
 
+    # Nothing here goes through the console: its lock may be held by the code that the signal interrupts.
     def on_signal(number: int, frame: FrameType | None) -> None:
         if received:
-            console.show_cursor()
+            if os.isatty(terminal):
+                os.write(terminal, _SHOW_CURSOR)
             os._exit(StoppedError.exit_code)
         received.append(number)
-        # Not through the console: its lock may be held by the code that this signal interrupts.
         os.write(terminal, b"\nstopping and saving what was trained; Ctrl-C again stops at once\n")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 import flowps
+from bench.table import README, filled
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,6 +40,11 @@ def test_ci_runs_make_test_and_nothing_else():
 
 def test_changelog_has_this_version():
     assert f"## {flowps.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    text = README.read_text(encoding="utf-8")
+    assert filled(text) == text, "run `python -m bench.table`"
 
 
 def test_public_names_exist():

@@ -219,6 +219,14 @@ class TestUnusualData:
         )
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"]["examples"] == 150
 
+    def test_an_excluded_column_may_differ_between_files(self, tmp_path):
+        columns = good_columns(50)
+        write(tmp_path / "data" / "a.parquet", {**columns, "odd": list(range(50))})
+        write(tmp_path / "data" / "b.parquet", {**columns, "odd": ["x"] * 50, "odder": [0.5] * 50})
+        arguments = ["--data.train", tmp_path / "data", "--run_dir", tmp_path / "run"]
+        assert main(command(*arguments, "--data.exclude", "odd*")) == 0
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"]["examples"] == 100
+
     def test_only_dense_columns_and_only_slots(self, tmp_path):
         columns = good_columns(300)
         dense = write(tmp_path / "dense.parquet", {k: columns[k] for k in ("label", "price")})
@@ -239,6 +247,7 @@ class TestRefusals:
             (["--data.train", "none.parquet"], "no rows in them"),
             (["--data.train", "good.parquet", "other.parquet"], "column 'user' is string, but int64"),
             (["--data.train", "good.parquet", "more.parquet"], "column 'city' is not in"),
+            (["--data.train", "good.parquet", "--ps.memory_share", "1e-9"], "fewer than 1024 rows each; raise ps.memory_share"),
             (["--data.train", "good.parquet", "--data.test", "other.parquet"], "column 'user' is string, but int64"),
             (["--data.train", "nolabel.parquet"], "no column 'label' in the files"),
             (["--data.train", "struct.parquet"], "--data.exclude 'place'"),
@@ -440,15 +449,32 @@ class TestInterrupt:
         child.close()
         assert child.exitstatus == 130
 
-    def test_a_second_ctrl_c_stops_at_once(self, tmp_path, train_file):
-        child = self.spawn(tmp_path, train_file)
-        child.expect(r"step 10, auc")
+    def test_a_second_ctrl_c_stops_at_once(self, tmp_path, train_file, monkeypatch):
+        """The first step never ends, so the first Ctrl-C alone would stop nothing."""
+        (tmp_path / "stuck_model.py").write_text(
+            "import threading\n"
+            "import keras\n"
+            "import tensorflow as tf\n"
+            "def wait(x):\n"
+            "    print('the step is stuck', flush=True)\n"
+            "    threading.Event().wait()\n"
+            "class Stuck(keras.layers.Layer):\n"
+            "    def call(self, x, training=False):\n"
+            "        return tf.ensure_shape(tf.numpy_function(wait, [x], tf.float32), x.shape) if training else x\n"
+            "def build(spec):\n"
+            "    inputs = spec.inputs()\n"
+            "    return keras.Model(inputs, keras.layers.Dense(1)(Stuck()(inputs['embeddings'])))\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        child = self.spawn(tmp_path, train_file, "--model", "stuck_model:build")
+        child.expect("the step is stuck")
         child.sendintr()
         child.expect("Ctrl-C again stops at once")
         child.sendintr()
-        child.expect(pexpect.EOF, timeout=30)
+        child.expect(pexpect.EOF)
         child.close()
         assert child.exitstatus == 130
+        assert not (tmp_path / "run" / "model.keras").exists()
 
 
 def test_help_and_version_without_loading_tensorflow(tmp_path):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
+from dask.system import CPU_COUNT
 from distributed.system import MEMORY_LIMIT
 
 from flowps.config import Config, Slot
@@ -83,11 +83,11 @@ def plan(config: Config) -> Plan:
         raise ConfigError(
             "data.train: no training data; give --data.train 'dir/*.parquet' or a run's TOML file (--help lists all knobs)"
         )
-    train_files = list_files(data.train, "data.train")
+    train_files = list_files(data.train, "data.train", data.exclude)
     schema = infer(train_files[0].columns, config)
     test_files: list[SampleFile] = []
     if data.test:
-        test_files = list_files(data.test, "data.test")
+        test_files = list_files(data.test, "data.test", data.exclude)
         found = test_files[0]
         check_same(schema.types, found.columns, schema.columns, found.url, train_files[0].url)
     placement = place(schema.slots, config.ps.num_shards)
@@ -103,7 +103,7 @@ def plan(config: Config) -> Plan:
 
 def hub_threads(config: Config) -> int:
     """Threads for hub tasks."""
-    return config.cluster.threads or os.cpu_count() or 1
+    return config.cluster.threads or int(CPU_COUNT)
 
 
 def tasks_in_flight(config: Config) -> int:

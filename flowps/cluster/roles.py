@@ -96,7 +96,8 @@ def train(run_id: str, plan: Plan, model_path: str) -> tuple[Finished, Metrics |
             trained = trainer.run()
         except (DataError, CapacityError):
             # Bad data ends a run, but what was learned from the good is not lost with it.
-            _save(trainer, model_path)
+            if trainer.steps:
+                _save(trainer, model_path)
             raise
     _save(trainer, model_path)
     return trained.finished, trained.test

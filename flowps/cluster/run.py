@@ -14,7 +14,7 @@ import distributed
 from flowps.cluster import roles
 from flowps.cluster.plan import Plan
 from flowps.cluster.run_dir import RunDir
-from flowps.errors import CapacityError, DataError, FlowpsError
+from flowps.errors import CapacityError, DataError, FlowpsError, RunDirError
 from flowps.status.event import Event, Finished, Metrics, from_wire
 
 _POLL_S = 0.2  # how long an interrupt may wait to be seen
@@ -51,7 +51,7 @@ def run(
     """Train on `client`. Every event goes to every subscriber, on the calling thread.
 
     `interrupted` is asked a few times a second; once it says True the trainer stops after its step, and what was trained is saved.
-    Raises what a role raised.
+    Raises what a role or a subscriber raised, after saving what was trained before; only a model that gave NaN has spoiled that.
     """
     run_id = f"flowps-{uuid.uuid4().hex[:12]}"
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -62,26 +62,39 @@ def run(
         for k in range(len(plan.placement.shards)):
             shards.append(client.submit(roles.ShardActor, run_id, plan, k, actor=True, pure=False).result())
         trainer = client.submit(roles.train, run_id, plan, str(run_dir.model), pure=False, retries=0)
-        _follow(client, run_id, trainer, events, subscribers, interrupted)
         try:
+            _follow(client, run_id, trainer, events, subscribers, interrupted)
             finished, test = trainer.result()
-        except (DataError, CapacityError) as error:
-            rows = _export(shards, run_dir)
-            if not rows:
-                raise
-            raise type(error)(
-                f"{error}; what was trained before, {rows:,} rows and the dense model, is in {run_dir.path}"
-            ) from error
+        except (DataError, CapacityError, RunDirError) as error:
+            _stop(client, run_id, trainer)
+            if saved := _rescue(shards, run_dir):
+                raise type(error)(f"{error}; {saved}") from error
+            raise
         return Result(finished, test, _export(shards, run_dir))
     finally:
-        if trainer is not None and not trainer.done():
-            # A subscriber has failed: nothing may be taken from under a trainer that runs.
-            client.run(roles.request_stop, run_id)
-            distributed.wait(trainer, timeout=_STOP_S)
+        if trainer is not None:
+            _stop(client, run_id, trainer)
         client.unsubscribe_topic(run_id)
         for actor in shards:
             with suppress(Exception):  # the error that ends the run is the one to show
                 actor.close().result()
+
+
+def _stop(client: distributed.Client, run_id: str, trainer: distributed.Future) -> None:
+    """End a trainer that still runs, because a subscriber has failed: nothing may be taken from under it."""
+    if not trainer.done():
+        client.run(roles.request_stop, run_id)
+        with suppress(TimeoutError):  # it is stuck: the error that ended the run matters more
+            distributed.wait(trainer, timeout=_STOP_S)
+
+
+def _rescue(shards: Sequence[Any], run_dir: RunDir) -> str:
+    """Save the rows of a run that has failed; in words, what is left of it, or "" if nothing was trained."""
+    try:
+        rows = _export(shards, run_dir)
+    except FlowpsError as error:
+        return f"what was trained before is lost: {error}"
+    return f"what was trained before, {rows:,} rows and the dense model, is in {run_dir.path}" if rows else ""
 
 
 def _export(shards: Sequence[Any], run_dir: RunDir) -> int:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from flowps.errors import DataError, SchemaError
-from flowps.hub.schema import HIVE_TYPE, check_same
+from flowps.hub.schema import HIVE_TYPE, check_same, matches
 
 _FOOTER_THREADS = 16  # footers are small and far away: latency, not bandwidth
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -65,11 +65,11 @@ class Partition:
     hive: tuple[tuple[str, str], ...] = ()
 
 
-def list_files(sources: Sequence[str], knob: str) -> list[SampleFile]:
+def list_files(sources: Sequence[str], knob: str, exclude: Sequence[str] = ()) -> list[SampleFile]:
     """The Parquet files that `sources` (paths, globs, directories, fsspec URLs) name, in a stable order, footers read.
 
     Raises DataError, naming `knob`, for a source that is not there or holds no Parquet, for a file that cannot be read, and
-    when there is no row in all; SchemaError when the files' columns differ.
+    when there is no row in all; SchemaError when the files' columns differ, but for those that match a glob of `exclude`.
     """
     found: dict[str, Mapping[str, str]] = {}
     for source in sources:
@@ -77,7 +77,8 @@ def list_files(sources: Sequence[str], knob: str) -> list[SampleFile]:
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         files = list(pool.map(lambda item: _read_footer(*item), found.items()))
     for file in files[1:]:
-        check_same(files[0].columns, file.columns, {**files[0].columns, **file.columns}, file.url, files[0].url)
+        names = [name for name in {**files[0].columns, **file.columns} if not matches(name, exclude)]
+        check_same(files[0].columns, file.columns, names, file.url, files[0].url)
     if not sum(file.num_rows for file in files):
         raise DataError(f"{knob}: {', '.join(sources)}: {len(files)} file(s), but no rows in them; nothing to read")
     return files

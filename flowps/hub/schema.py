@@ -135,6 +135,11 @@ def check_same(
             )
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a column's name is one of the patterns or matches one as a glob."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _is_list(found: pa.DataType) -> bool:
     return bool(pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found))
 
@@ -159,7 +164,7 @@ def _matching(patterns: Iterable[str], columns: Iterable[str], knob: str) -> set
     names = list(columns)
     found = set()
     for pattern in patterns:
-        hits = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+        hits = {name for name in names if matches(name, [pattern])}
         if not hits:
             raise SchemaError(f"{knob}: {pattern!r} matches no column{_closest(pattern, names)}")
         found |= hits

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +75,9 @@ class HubStream(Iterator[Batch]):
     status : gets `DecodePartition` (time of each task) and counts `empty_reads`.
 
     One thread at a time may call `next`; `close` may come from any thread and makes a waiting `next` raise StoppedError.
-    A task's exception (DataError, …) is raised by `next`. The end is StopIteration. `next` blocks and does not
-    poll: a wake-up with nothing to read would be counted as an empty read, and none is ever sent.
+    A task's exception (DataError, …) is raised by `next`, and by every later one: nobody reads on behind a gap. The end is
+    StopIteration. `next` blocks in Dask until the task has ended and does not poll; a task that comes back without samples would be
+    counted as an empty read, and the plan has none.
     """
 
     def __init__(
@@ -89,18 +91,21 @@ class HubStream(Iterator[Batch]):
     ) -> None:
         self._client, self._spec, self._epoch, self._status = client, spec, epoch, status
         self._tasks = self._plan(order)
-        self._futures: deque[Any] = deque()
         self._ready: deque[Batch] = deque()
         self._open: list[Batch] = []
-        self._woken = threading.Condition()  # guards `_closed` and `_futures`; a task's end and `close` notify it
+        self._lock = threading.Lock()  # guards everything below
         self._closed = False
-        self._awaited: Any = None
+        self._futures: deque[Any] = deque()
+        self._awaited: Any = None  # taken from `_futures`, so that `close` still finds it
+        self._error: BaseException | None = None
         for _ in range(tasks_in_flight):
             self._submit()
 
     def __next__(self) -> Batch:
         while not self._ready:
-            with self._woken:
+            with self._lock:
+                if self._error is not None:
+                    raise self._error
                 if self._closed:
                     raise StoppedError("reading samples: the stream was closed")
                 self._awaited = self._futures.popleft() if self._futures else None
@@ -113,12 +118,13 @@ class HubStream(Iterator[Batch]):
 
     def close(self) -> None:
         """Give up what has not been read. Idempotent."""
-        with self._woken:
+        with self._lock:
             self._closed = True
-            futures, self._futures = self._futures, deque()
-            self._woken.notify_all()
+            futures, self._futures = [*self._futures], deque()
+            if self._awaited is not None:
+                futures.append(self._awaited)
         for future in futures:
-            future.cancel()
+            future.cancel()  # ends a `result` that waits
 
     def _plan(self, order: Sequence[Partition]) -> Iterator[tuple[Partition, int]]:
         """Each partition with the rows of the open batch that have come before it."""
@@ -130,7 +136,7 @@ class HubStream(Iterator[Batch]):
     def _submit(self) -> None:
         for partition, open_rows in self._tasks:
             future = self._client.submit(read_partition, partition, self._spec, self._epoch, open_rows, pure=False)
-            with self._woken:
+            with self._lock:
                 if not self._closed:
                     self._futures.append(future)
                     return
@@ -138,30 +144,28 @@ class HubStream(Iterator[Batch]):
             return
 
     def _wait(self, future: Any) -> PartitionBatches:
-        """The task's result. Waits without polling: the task's end and `close` both wake it."""
-        future.add_done_callback(self._wake)
-        with self._woken:
-            while not (future.done() or self._closed):
-                self._woken.wait()
-                if not (future.done() or self._closed):
-                    self._status.count("empty_reads")
-        if self._closed:
-            future.cancel()
-            raise StoppedError("reading samples: the stream was closed")
+        """The task's result: Dask waits on until the task has ended, somewhere else too if its worker is lost."""
         try:
             result: PartitionBatches = future.result()
+        except CancelledError:
+            if not self._closed:
+                raise
+            raise StoppedError("reading samples: the stream was closed") from None
+        except BaseException as error:
+            with self._lock:
+                self._error = error
+            raise
         finally:
+            with self._lock:
+                self._awaited = None
             future.release()  # of an error too: its traceback, kept with the future, would keep this stream
         return result
-
-    def _wake(self, future: Any) -> None:
-        with self._woken:
-            if future is self._awaited:  # late news of an earlier task wakes nobody
-                self._woken.notify_all()
 
     def _receive(self, part: PartitionBatches) -> None:
         self._submit()
         self._status.observe("DecodePartition", part.seconds)
+        if not part.batches:
+            self._status.count("empty_reads")
         for batch in part.batches:
             self._open.append(batch)
             if sum(piece.size for piece in self._open) == self._spec.batch_size:

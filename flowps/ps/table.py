@@ -127,13 +127,15 @@ class Table:
     def push(self, bags: Bags, rows: Int32, grads: Float32) -> int:
         """Step the `rows` that `lookup` returned for these bags with `grads`, float32 [size, width]. Returns the distinct rows."""
         most = int((bags.stops - bags.starts).max(initial=0))
+        flat = grads.reshape(-1)
+        flat.flags.writeable = False  # some are (TensorFlow's), and the kernel is compiled for one kind of array
         with self._lock:
             if len(self._distinct) < most:
                 self._distinct = np.empty(most + most // 4, np.int32)
                 self._sums = _aligned_zeros(len(self._distinct) * self.dim)
             return int(
                 update_kernels.push(
-                    rows, bags.offsets, bags.positions, bags.size, self._pooling, grads.reshape(-1), grads.shape[1],
+                    rows, bags.offsets, bags.positions, bags.size, self._pooling, flat, grads.shape[1],
                     bags.columns, self._seen, self._distinct, self._sums, self._arena, self.dim, self.stride,
                     self.optimizer.kind, self._params,
                 )
@@ -165,9 +167,11 @@ class Table:
                 self._arena, self.dim, self.stride, np.float32(self.optimizer.initial_state), self._scale, self._seed,
             ):  # fmt: skip
                 if progress[index_kernels.ROWS] >= self.capacity_rows:
+                    most = self.capacity_rows == MAX_ROWS
                     raise CapacityError(
-                        f"the table of slots {self._names()} is full: {self.capacity_rows:,} rows; "
-                        f"raise their capacity_rows, or set hash_size to bound the signs"
+                        f"the table of slots {self._names()} is full: {self.capacity_rows:,} rows"
+                        f"{', the most that one table can hold; ' if most else '; raise their capacity_rows, or '}"
+                        f"set hash_size to bound the signs{', or ps.num_shards to spread the slots' if most else ''}"
                     )
                 self._grow_index()
         finally:

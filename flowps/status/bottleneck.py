@@ -18,8 +18,8 @@ _STARVED_SHARE = 0.05  # a trainer that waits less than this is not worth a warn
 _CAUSES = {
     "TrainerWaitForPermit": (
         "PushGrad",
-        "all batches that may be in flight were waiting for their push: raise trainer.in_flight "
-        "(1 makes every step wait for its push), or add shards (ps.num_shards)",
+        "all batches that may be in flight were waiting for their push: add shards (ps.num_shards), or raise trainer.in_flight "
+        "(1 makes every step wait for its push), which makes embeddings staler: compare the test AUC",
     ),
     "TrainerWaitForRead": (
         "ReadSample",
@@ -27,7 +27,8 @@ _CAUSES = {
     ),
     "TrainerWaitForLookup": (
         "EmbeddingLookup",
-        "lookups take longer than steps: add feed threads (trainer.feed_threads) with trainer.in_flight, or shards (ps.num_shards)",
+        "lookups come too late: add shards (ps.num_shards), or look up further ahead (trainer.in_flight, trainer.feed_threads), "
+        "which makes embeddings staler: compare the test AUC",
     ),
 }
 

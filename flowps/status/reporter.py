@@ -12,7 +12,7 @@ from flowps.status.run_status import RunStatus, StageSummary
 
 
 class Reporter:
-    """A thread of its own, so that a trainer that waits is still reported on.
+    """A thread of its own, so that a trainer that waits is still reported on. An error of `emit` ends it and is raised by `close`.
 
     Parameters
     ----------
@@ -25,26 +25,40 @@ class Reporter:
         self._status, self._emit, self._interval_s, self._step = status, emit, interval_s, step
         self._before: Mapping[str, StageSummary] = {}
         self._reported_at = self._started = time.perf_counter()
+        self._verdict: tuple[str | None] | None = None
+        self._error: BaseException | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flowps-status", daemon=True)
         self._thread.start()
 
+    def judge(self) -> None:
+        """Training is over: the last report judges the time until now, whatever comes before it."""
+        self._verdict = (find_bottleneck({}, self._status.summaries(), time.perf_counter() - self._started),)
+
     def close(self) -> None:
-        """End the thread and emit the last report, which judges the whole run. Idempotent."""
+        """End the thread and emit the last report, which judges the whole run. Idempotent. Raises what `emit` raised before."""
         if self._ended.is_set():
             return
         self._ended.set()
         self._thread.join()
+        if self._error is not None:
+            raise self._error
         self._before, self._reported_at = {}, self._started
         self._report()
 
     def _run(self) -> None:
-        while not self._ended.wait(self._interval_s):
-            self._report()
+        try:
+            while not self._ended.wait(self._interval_s):
+                self._report()
+        except BaseException as error:  # handed over whole to `close`
+            self._error = error
 
     def _report(self) -> None:
         now = time.perf_counter()
         stages = self._status.summaries()
-        bottleneck = find_bottleneck(self._before, stages, now - self._reported_at)
+        if self._verdict is not None:
+            (bottleneck,) = self._verdict
+        else:
+            bottleneck = find_bottleneck(self._before, stages, now - self._reported_at)
         self._emit(StatusReport(now - self._started, self._step(), stages, dict(self._status.counters()), bottleneck))
         self._before, self._reported_at = stages, now

@@ -59,14 +59,15 @@ class FeedQueue:
     status : gets the stages PermitWait, ReadSample, CheckBatch, EmbeddingLookup, CheckFeed, FeedQueueWait, FirstFeedWait (until the
         first feed) and TrainerWait (for every later one), the latter also split by what the awaited feed was doing
         (`bottleneck.WAITS`), and the counter `feed_queue_empty`.
+    starving : whether a `get` that waits holds training up, and is counted and timed as such.
     """
 
     def __init__(
         self, batches: Iterator[Batch], lookup: Lookup, *, width: int, dense_width: int, permits: int, threads: int,
-        first_ticket: int, stop: threading.Event, status: RunStatus,
+        first_ticket: int, stop: threading.Event, status: RunStatus, starving: bool = True,
     ) -> None:  # fmt: skip
         self._batches, self._lookup, self._stop, self._status = batches, lookup, stop, status
-        self._width, self._dense_width = width, dense_width
+        self._width, self._dense_width, self._starving = width, dense_width, starving
         self._read_lock = threading.Lock()  # held while a batch is read: order of tickets = order of batches
         self._changed = threading.Condition()  # guards everything below
         self._permits = permits
@@ -83,7 +84,7 @@ class FeedQueue:
         """The next feed, waiting for it; None after the last. Raises what a feed thread, or `fail`, raised."""
         start = time.perf_counter()
         with self._changed:
-            if not self._decided():
+            if self._starving and not self._decided():
                 self._status.count("feed_queue_empty")
             while not self._changed.wait_for(self._decided, _STOP_POLL_S):
                 if self._stop.is_set():
@@ -132,6 +133,8 @@ class FeedQueue:
     def _account(self, feed: Feed, start: float, now: float) -> None:
         """Time the wait of `get`, and say what the feed was doing meanwhile."""
         self._status.observe("FeedQueueWait", now - feed.times[-1])
+        if not self._starving:
+            return
         if feed.ticket == 0:
             self._status.observe("FirstFeedWait", now - start)
             return
@@ -172,8 +175,13 @@ class FeedQueue:
         with self._read_lock:
             if self._is_over():
                 return None
-            with self._status.timed("ReadSample"):
-                batch = next(self._batches, None)
+            try:
+                with self._status.timed("ReadSample"):
+                    batch = next(self._batches, None)
+            except BaseException as error:
+                # Before the lock is free: no other thread may read on and take the end, or a batch behind the gap, for its own.
+                self.fail(error)
+                return None
             with self._changed:
                 ticket = self._next_ticket
                 if batch is None:

@@ -68,8 +68,11 @@ class Trained:
 
 
 def default_feed_threads(in_flight: int) -> int:
-    """One per two cores, as far as there are permits: on two cores a second one brought nothing (`python -m bench.feed`)."""
-    return max(1, min(in_flight, (os.cpu_count() or 1) // 2))
+    """One per two of the cores that this process may use, as far as there are permits.
+
+    On two cores a second one brought nothing (`python -m bench.feed`); for more cores the rule is an extrapolation.
+    """
+    return max(1, min(in_flight, len(os.sched_getaffinity(0)) // 2))
 
 
 def prepare_tensorflow(config: Config) -> None:
@@ -105,6 +108,11 @@ class Trainer:
         return self._step.model
 
     @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self._steps
+
+    @property
     def devices(self) -> list[str]:
         """What TensorFlow computes on: its GPUs, or the CPU."""
         return [device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices("GPU")] or ["CPU"]
@@ -120,10 +128,14 @@ class Trainer:
                 if self._around.stop.is_set():
                     break
                 self._epochs += 1
-            else:
+            reporter.judge()
+            if not self._around.stop.is_set():
                 test = self._evaluate()
-        finally:
-            reporter.close()
+        except BaseException:
+            with suppress(Exception):  # the error that ends the run is the one to show
+                reporter.close()
+            raise
+        reporter.close()
         clock = self._clock
         finished = Finished(
             self._epochs, self._steps, self._examples, time.perf_counter() - start, self._first_step_at,
@@ -187,6 +199,7 @@ class Trainer:
                     logits = self._step.predict(feed.batch, feed.embeddings)
                 metrics.update(feed.batch.labels, logits)
                 feeds.release()
+            feeds.check()
         result = metrics.result()
         self._around.emit(Evaluated(self._epochs, self._steps, time.perf_counter() - start, result))
         return result
@@ -198,5 +211,5 @@ class Trainer:
         return FeedQueue(
             stream, lookup, width=self._spec.width, dense_width=self._spec.dense_width,
             permits=self._config.trainer.in_flight, threads=self.feed_threads, first_ticket=self._steps,
-            stop=self._around.stop, status=self._around.status,
+            stop=self._around.stop, status=self._around.status, starving=training,
         )  # fmt: skip

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from flowps.batch import Float32
 from flowps.status.run_status import RunStatus
 
@@ -49,9 +51,9 @@ class PushQueue:
         while (item := self._work.get()) is not None:
             ticket, gradient, on_pushed = item
             try:
-                # On a CPU `numpy` is a view of the tensor's memory; from a GPU it waits for the step and copies.
+                # On a CPU this is a view of the tensor's memory (`numpy()` copies); from a GPU it waits for the step and copies.
                 with self._status.timed("PushGrad"):
-                    self._push(ticket, gradient.numpy())
+                    self._push(ticket, np.asarray(gradient))
             except BaseException as error:  # handed over whole to whoever takes the next feed
                 # Before `drain` may return: the trainer then looks for an error.
                 self._on_error(error)

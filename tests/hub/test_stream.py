@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +32,7 @@ from flowps.errors import DataError, StoppedError
 from flowps.hub.decode import Dense
 from flowps.hub.partition import Partition, epoch_order, list_files, partitions, read_table
 from flowps.hub.schema import Schema, infer
-from flowps.hub.stream import HubStream, ReadSpec, read_partition
+from flowps.hub.stream import HubStream, PartitionBatches, ReadSpec, read_partition
 from flowps.status.run_status import RunStatus
 from tests.hub import naive
 
@@ -116,12 +119,6 @@ class Done:
         self._value = value
         self.key = f"task-{id(self)}"
 
-    def add_done_callback(self, function: Callable[[Any], None]) -> None:
-        function(self)
-
-    def done(self) -> bool:
-        return True
-
     def result(self, timeout: float | None = None) -> Any:
         return self._value
 
@@ -148,13 +145,6 @@ class WatchedFuture:
 
     def __init__(self, future: distributed.Future, asked: threading.Event) -> None:
         self._future, self._asked = future, asked
-
-    def add_done_callback(self, function: Callable[[Any], None]) -> None:
-        self._future.add_done_callback(lambda _: function(self))
-
-    def done(self) -> bool:
-        self._asked.set()
-        return bool(self._future.done())
 
     def result(self, timeout: float | None = None) -> Any:
         self._asked.set()
@@ -412,6 +402,36 @@ def test_an_error_in_a_task_reaches_next(client: distributed.Client, write: Any,
     assert str(refusal.value).startswith(f"{tmp_path}/a.parquet: column 'label', row 7: found 9, expected ")
 
 
+def test_nobody_reads_on_behind_an_error(client: distributed.Client, write: Any) -> None:
+    """The second `next` may come from another thread, and must not take what follows, or the end, for the next batch."""
+    parts = write([3, 3, 3], rows(9).set_column(0, "label", pa.array([0] * 4 + [9] + [0] * 4, pa.int8())))
+    stream = HubStream(client, parts, spec_of(3), 0, 3, RunStatus())
+    assert next(stream).size == 3
+    for _ in range(3):
+        with pytest.raises(DataError, match="row 4: found 9"):
+            next(stream)
+
+
+def test_what_a_lost_worker_had_is_computed_again(write: Any) -> None:
+    """Both workers hold finished partitions when one is killed."""
+    parts = write([3] * 8)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, scheduler_kwargs={"dashboard": False},
+            dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):  # fmt: skip
+        client.wait_for_workers(2)
+        stream = HubStream(client, parts, spec_of(4), 0, 8, RunStatus())
+        distributed.wait(list(stream._futures), timeout=WAIT_S)
+        worker = next(address for address, tasks in client.has_what().items() if tasks)
+        os.kill(client.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
+        found = list(stream)
+    assert ids(found) == list(range(24))
+    check_rows(found)
+
+
 def test_an_error_leaves_no_future_behind(client: distributed.Client, write: Any) -> None:
     """Dask keeps the exception with the future: unless that is released, its traceback keeps the stream and all it holds."""
     before = held(client)
@@ -442,7 +462,7 @@ def test_close_wakes_a_next_that_waits(client: distributed.Client, write: Any, g
         assert watched.asked.wait(WAIT_S)
         stream.close()
         with pytest.raises(StoppedError, match="reading samples"):
-            waiting.result(timeout=5)
+            waiting.result(timeout=WAIT_S)
     assert held(client) == before
 
 
@@ -497,32 +517,19 @@ def test_close_between_the_look_and_the_pop_of_next(client: distributed.Client, 
 # --- empty reads ------------------------------------------------------------------------------------------------------
 
 
-class Counting(RunStatus):
-    """Tells when something was counted."""
+def test_a_task_without_samples_is_an_empty_read(write: Any) -> None:
+    """The plan passes empty row groups over; should one come all the same, it is counted and read over."""
+    parts = write([3, 3])
+    nothing = PartitionBatches([], 0.1)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.counted = threading.Event()
+    class Client:
+        def submit(self, function: Callable[..., Any], part: Partition, *args: Any, pure: bool) -> Done:
+            return Done(function(part, *args) if part in parts else nothing)
 
-    def count(self, name: str, by: int = 1) -> None:
-        super().count(name, by)
-        self.counted.set()
-
-
-def test_a_wait_that_is_woken_with_nothing_to_read_is_an_empty_read(client: distributed.Client, write: Any, gate: Gate) -> None:
-    gate.shut = {0}
-    watched, status = Watched(client), Counting()
-    stream = HubStream(watched, write([3, 3]), spec_of(6), 0, 2, status)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, stream)
-        assert watched.asked.wait(WAIT_S)
-        with stream._woken:
-            stream._woken.notify_all()
-        assert status.counted.wait(WAIT_S)
-        assert status.counters() == {"empty_reads": 1}
-        assert not waiting.done()
-        gate.open.set()
-        assert waiting.result(timeout=WAIT_S).size == 6
+    status = RunStatus()
+    order = [replace(parts[0], num_rows=0), *parts, replace(parts[0], num_rows=0)]
+    assert ids(list(HubStream(Client(), order, spec_of(6), 0, 2, status))) == list(range(6))
+    assert status.counters() == {"empty_reads": 2}
 
 
 def test_waiting_for_a_slow_task_is_no_empty_read(client: distributed.Client, write: Any, gate: Gate) -> None:
@@ -534,56 +541,4 @@ def test_waiting_for_a_slow_task_is_no_empty_read(client: distributed.Client, wr
         assert watched.asked.wait(WAIT_S)
         gate.open.set()
         assert waiting.result(timeout=WAIT_S).size == 3
-    assert status.counters() == {}
-
-
-class Scripted(Done):
-    """A future whose end, and whose news of its end, come when the test says."""
-
-    def __init__(self, value: Any, done: bool) -> None:
-        super().__init__(value)
-        self._done = done
-        self._callback: Callable[[Any], None] = lambda future: None
-        self.looks = 0
-        self.looked = [threading.Event(), threading.Event()]  # at whether it is done: once, twice
-
-    def add_done_callback(self, function: Callable[[Any], None]) -> None:
-        self._callback = function
-
-    def done(self) -> bool:
-        if self.looks < 2:
-            self.looked[self.looks].set()
-        self.looks += 1
-        return self._done
-
-    def end(self) -> None:
-        self._done = True
-        self.tell()
-
-    def tell(self) -> None:
-        self._callback(self)
-
-
-def test_late_news_of_the_task_before_is_no_empty_read(write: Any) -> None:
-    """Dask calls back from a thread of its own, maybe after the stream has found the task done and waits for the next one."""
-    spec = spec_of(6)
-    first, second = (
-        Scripted(read_partition(part, spec, 0, open_rows), done)
-        for part, open_rows, done in zip(write([3, 3]), (0, 3), (True, False), strict=True)
-    )
-    futures = iter([first, second])
-
-    class Client:
-        def submit(self, *args: Any, **kwargs: Any) -> Scripted:
-            return next(futures)
-
-    status = RunStatus()
-    stream = HubStream(Client(), write([3, 3]), spec, 0, 2, status)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, stream)
-        assert second.looked[0].wait(WAIT_S)
-        first.tell()
-        second.looked[1].wait(0.3)  # a wait that late news cannot wake does not look again
-        second.end()
-        assert waiting.result(timeout=WAIT_S).size == 6
     assert status.counters() == {}

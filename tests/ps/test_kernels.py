@@ -26,6 +26,12 @@ def guarded(size: int, dtype: Any, fill: float) -> tuple[np.ndarray, np.ndarray]
     return whole[GUARD : GUARD + size], whole
 
 
+def frozen(array: np.ndarray) -> np.ndarray:
+    """The array, read-only, as gradients are: a writable one would compile the kernel a second time."""
+    array.flags.writeable = False
+    return array
+
+
 def assert_guards(whole: np.ndarray, fill: float) -> None:
     """Nothing was written outside the array."""
     np.testing.assert_array_equal(whole[:GUARD], fill)
@@ -261,7 +267,7 @@ def check_push(random: np.random.Generator, dim: int, optimizer: str, rate: floa
     rows = call.arena.reshape(call.capacity, call.stride)
     rows[:, dim:] = first
     expected = rows.copy()
-    grads = random.uniform(-1, 1, (call.size, call.width)).astype(np.float32)
+    grads = frozen(random.uniform(-1, 1, (call.size, call.width)).astype(np.float32))
     params = np.array([[rate * (k + 1), epsilon] for k in range(len(call.positions))], np.float32)
     most = max(sum(map(len, samples)) for samples in call.bags)
     seen, all_seen = guarded(call.capacity, np.int32, 0)
@@ -311,7 +317,7 @@ def test_a_gradient_of_zero_changes_nothing() -> None:
     before = arena.copy()
     update.push(
         np.zeros(3, np.int32), np.array([0, 3], np.int32), np.array([0]), 1, np.array([pool.SUM], np.int32),
-        np.zeros(2, np.float32), 2, np.array([0]), np.zeros(1, np.int32), np.empty(3, np.int32),
+        frozen(np.zeros(2, np.float32)), 2, np.array([0]), np.zeros(1, np.int32), np.empty(3, np.int32),
         np.empty(6, np.float32), arena, 2, 4, update.ADAGRAD, np.array([[0.05, 1e-7]], np.float32),
     )  # fmt: skip
     np.testing.assert_array_equal(arena, before)
@@ -343,7 +349,7 @@ def test_rows_beyond_two_billion_floats(optimizer: str) -> None:
     pool.pool(*bag, arena, dim, stride, out, dim, np.array([0]))
     np.testing.assert_array_equal(out, expected[:dim])
     update.push(
-        *bag, np.ones(dim, np.float32), dim, np.array([0]), seen, one, np.empty(dim, np.float32), arena, dim, stride,
+        *bag, frozen(np.ones(dim, np.float32)), dim, np.array([0]), seen, one, np.empty(dim, np.float32), arena, dim, stride,
         KINDS[optimizer], np.array([[0.25, 0]], np.float32),
     )  # fmt: skip
     naive.STEPS[optimizer](expected if optimizer == "adagrad" else expected[:dim], np.ones(dim, np.float32), 0.25, 0)
@@ -385,7 +391,7 @@ def test_every_kernel_in_several_threads_at_once() -> None:
             index.entries(larger, listed, slots)
             pool.pool(rows, *bag, arena, dim, 2 * dim, out, dim, columns)
             params = np.array([[0.1, 1e-7]], np.float32)
-            update.push(rows, *bag, out, dim, columns, *scratch, arena, dim, 2 * dim, update.ADAGRAD, params)
+            update.push(rows, *bag, frozen(out.copy()), dim, columns, *scratch, arena, dim, 2 * dim, update.ADAGRAD, params)
             progress[:2] = 0
         num_rows = int(progress[index.ROWS])
         return [rows, found, listed[:num_rows], slots[:num_rows], out, arena]

@@ -90,6 +90,40 @@ def test_a_report_judges_the_time_since_the_one_before_and_the_last_one_the_whol
     assert [event.seconds for event in events] == [10.0, 20.0, 40.0]
 
 
+def test_the_last_report_judges_the_training_whatever_comes_after_it(monkeypatch: pytest.MonkeyPatch):
+    clock = iter([0.0, 10.0, 500.0])
+    monkeypatch.setattr(reporter_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    status, events = RunStatus(), list[Event]()
+    reporter = Reporter(status, events.append, FOREVER_S, lambda: 0)
+    for stage in ("TrainerWait", "TrainerWaitForLookup"):
+        status.observe(stage, 2.0)
+    reporter.judge()
+    status.observe("TrainerWait", 400.0)  # of something else
+    reporter.close()
+    (event,) = events
+    assert isinstance(event, StatusReport)
+    assert event.bottleneck is not None
+    assert "waited 20% of the last 10 s" in event.bottleneck
+    assert "EmbeddingLookup" in event.bottleneck
+    assert event.seconds == 500.0
+
+
+def test_an_error_of_a_subscriber_is_raised_at_the_end():
+    raised, error = threading.Event(), OSError("disk full")
+
+    def emit(event: Event) -> None:
+        raised.set()
+        raise error
+
+    reporter = Reporter(RunStatus(), emit, 1e-4, lambda: 0)
+    assert raised.wait(30)
+    with pytest.raises(OSError, match="disk full") as caught:
+        reporter.close()
+    assert caught.value is error
+    reporter.close()
+    assert reporter_threads() == []
+
+
 def test_closing_does_not_wait_for_the_interval():
     """Would run into the test's time limit otherwise."""
     reporter = Reporter(RunStatus(), lambda event: None, FOREVER_S, lambda: 0)

@@ -232,6 +232,34 @@ def test_an_exception_of_the_batches_reaches_get(error: BaseException):
     assert caught.value is error
 
 
+@pytest.mark.usefixtures("hurried_switching")
+@pytest.mark.parametrize("threads", [2, 4])
+def test_nobody_reads_on_behind_an_error(threads: int):
+    """The stream fails once and then ends: whoever reads next must not take the end for the end of the data."""
+
+    class FailsOnce(Iterator[Batch]):
+        failed = False
+
+        def __next__(self) -> Batch:
+            if self.failed:
+                raise StopIteration
+            self.failed = True
+            raise DataError("bad file")
+
+    for _ in range(300):
+        with closing(make_queue(FailsOnce(), threads=threads)) as feeds, pytest.raises(DataError, match="bad file"):
+            feeds.get()
+
+
+def test_waits_that_hold_no_training_up_are_not_counted_as_such():
+    status = RunStatus()
+    with closing(make_queue(numbered(5), status=status, starving=False)) as feeds:
+        drain(feeds)
+    assert status.summaries()["FeedQueueWait"].count == 5
+    assert not {"TrainerWait", "FirstFeedWait", *WAITS} & status.summaries().keys()
+    assert status.counters() == {}
+
+
 def test_an_exception_of_a_lookup_reaches_get_at_once_though_an_earlier_one_still_runs():
     error, failed = CapacityError("full"), threading.Event()
 

@@ -18,7 +18,7 @@ _LOW32 = np.uint64(0xFFFFFFFF)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _UNIT = np.float32(2.0**-23)
 
-AHEAD = 32  # signs between prefetch and use; 0, 8, 16, 32 took 6.7, 5.6, 4.6, 3.7 ms per dsp_ctr batch (bench.kernel)
+AHEAD = 32  # signs between prefetch and use: the best of 0, 8, 16 and 32 (`python -m bench.kernel`)
 
 # What `find_or_create` keeps between calls, in one int64 array.
 RANGE, NEXT, ROWS = 0, 1, 2  # the range it is in, the next sign there, rows in the table

@@ -23,7 +23,7 @@ def push(
     """One step of every row that the slots at `positions` touched. Returns the number of distinct rows, summed over the slots.
 
     rows, offsets, positions, size, pooling, columns   as for `pool.pool`; rows are all ≥ 0
-    grads      float32 [size * width], the gradient of each pooled vector
+    grads      float32 [size * width], read-only, the gradient of each pooled vector
     seen       int32 [capacity], all 0 before and after
     distinct   int32 [most signs of one slot], sums float32 [the same * dim]: scratch
     optimizer  SGD or ADAGRAD, params float32 [ranges, 2] one line per slot: learning rate, epsilon

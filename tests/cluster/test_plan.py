@@ -1,0 +1,61 @@
+"""What is decided before a run: threads by the cores that may be used, and that it fits in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from flowps.cluster import plan as plan_module
+from flowps.cluster.plan import Plan
+from flowps.errors import CapacityError
+from flowps.ps.table import row_bytes
+from tests.cluster.conftest import ROWS
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def available(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Pretend that this many bytes are available."""
+    return lambda size_bytes: monkeypatch.setattr(plan_module, "available_memory", lambda: size_bytes)
+
+
+def test_hub_threads_are_the_cores_that_dask_counts(make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask knows a container's share of the cores."""
+    monkeypatch.setattr(plan_module, "CPU_COUNT", 3)
+    assert (make_plan().hub_threads, make_plan().tasks_in_flight) == (3, 4)
+    assert make_plan(("cluster.threads", 7)).hub_threads == 7
+    assert make_plan(("data.tasks_in_flight", 2)).tasks_in_flight == 2
+
+
+def test_slots_without_capacity_share_what_is_left(make_plan: Callable[..., Plan], available: Callable[[int], None]) -> None:
+    available(8 * GIB)
+    made = make_plan(("ps.memory_share", 0.25))
+    (slot,), (rows,) = made.schema.slots, made.capacity_rows
+    assert made.memory.tables == rows * row_bytes(slot)
+    assert made.memory.tables + made.memory.feeds + made.memory.partitions == pytest.approx(2 * GIB, rel=1e-3)
+    assert made.train_rows == ROWS
+
+
+def test_a_share_of_memory_too_small_for_a_table_is_refused(
+    make_plan: Callable[..., Plan], available: Callable[[int], None]
+) -> None:
+    available(GIB)
+    with pytest.raises(CapacityError) as refusal:
+        make_plan(("ps.memory_share", 0.0001))
+    assert re.search(
+        r"ps.memory_share = 0.0001 of 1.0 GiB leaves 0.00 GiB for the 1 slots .*fewer than 1024 rows", str(refusal.value)
+    )
+    assert "set capacity_rows" in str(refusal.value)
+
+
+def test_rows_asked_for_beyond_memory_are_refused_with_the_numbers(
+    make_plan: Callable[..., Plan], available: Callable[[int], None]
+) -> None:
+    available(GIB)
+    with pytest.raises(CapacityError) as refusal:
+        make_plan(("slot.user.capacity_rows", 100_000_000))
+    assert "for 100,000,000 rows (capacity_rows of 1 slots)" in str(refusal.value)
+    assert "but 1.0 GiB are available; lower capacity_rows" in str(refusal.value)

@@ -1,0 +1,93 @@
+"""A run whose subscribers fail: it ends with their error, nothing hangs, and what was trained is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import distributed
+import pyarrow.parquet as pq
+import pytest
+
+from flowps.cluster import run as run_module
+from flowps.cluster.plan import Plan
+from flowps.cluster.run import run
+from flowps.cluster.run_dir import RunDir
+from flowps.errors import FlowpsError, RunDirError
+from flowps.status.event import Event, Finished, Interval
+from tests.cluster.conftest import USERS
+
+
+def prepared(plan: Plan, path: Path) -> RunDir:
+    run_dir = RunDir(path)
+    run_dir.prepare(plan.config, plan.schema)
+    return run_dir
+
+
+def test_a_disk_that_is_full_ends_the_run_and_keeps_what_was_trained(
+    client: distributed.Client, make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    made = make_plan(("epochs", 1_000_000), ("status.print_interval", 1))
+    run_dir, intervals = prepared(made, tmp_path / "run"), []
+
+    def full(event: Event) -> None:
+        if isinstance(event, Interval):
+            intervals.append(event)
+        if len(intervals) == 30:
+            raise RunDirError("metrics.jsonl: cannot be written: No space left on device")
+
+    with pytest.raises(RunDirError) as refusal:
+        run(client, made, run_dir, [full], lambda: False)
+    assert str(refusal.value).startswith(
+        "metrics.jsonl: cannot be written: No space left on device; what was trained before, 20 rows"
+    )
+    assert pq.read_metadata(tmp_path / "run" / "embeddings" / "user.parquet").num_rows == USERS
+    assert run_dir.model.exists()
+
+
+def test_when_saving_fails_too_the_first_error_is_still_said(
+    client: distributed.Client, make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    made = make_plan(("status.print_interval", 1))
+    run_dir = prepared(made, tmp_path / "run")
+    run_dir.embeddings.write_text("in the way")
+
+    def full(event: Event) -> None:
+        raise RunDirError("status.jsonl: cannot be written: No space left on device")
+
+    with pytest.raises(RunDirError, match=r"No space left on device; what was trained before is lost: .*cannot be written"):
+        run(client, made, run_dir, [full], lambda: False)
+
+
+def test_a_bug_in_a_subscriber_stops_the_trainer(
+    client: distributed.Client, make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    made = make_plan(("epochs", 1_000_000))
+
+    def broken(event: Event) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(client, made, prepared(made, tmp_path / "run"), [broken], lambda: False)
+    assert not [key for keys in client.processing().values() for key in keys if "train" in str(key)]
+
+
+def test_a_last_event_that_never_comes_is_an_error_not_a_wait_for_ever(
+    client: distributed.Client, make_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_plan()
+    monkeypatch.setattr(run_module, "_LAST_EVENT_S", 0.5)
+    monkeypatch.setattr(run_module, "Finished", type("NeverSent", (), {}))
+    with pytest.raises(FlowpsError, match="the trainer ended, but its last event did not arrive within"):
+        run(client, made, prepared(made, tmp_path / "run"), [lambda event: None], lambda: False)
+
+
+def test_every_subscriber_gets_every_event_up_to_the_last(
+    client: distributed.Client, make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    made, seen = make_plan(("status.print_interval", 5)), ([], [])
+    result = run(client, made, prepared(made, tmp_path / "run"), [seen[0].append, seen[1].append], lambda: False)
+    assert seen[0] == seen[1]
+    assert isinstance(seen[0][-1], Finished)
+    assert seen[0][-1] == result.finished
+    assert result.rows == USERS
