@@ -137,7 +137,7 @@ class Config(_Section, frozen=True, kw_only=True):
     model: Annotated[
         str, Meta(description='dnn, deepfm, lr, or your own: "my_module:build", a function from a ModelSpec to a keras.Model')
     ] = "dnn"
-    epochs: Annotated[Positive, Meta(description="passes over data.train")] = 1
+    epochs: Annotated[int, Meta(ge=1, le=1_000_000_000, description="passes over data.train")] = 1
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1, description="seed of shuffling, rows and dense weights")] = 0
     run_dir: Annotated[str, Meta(description="where the run leaves its files; empty: runs/<date>-<time>")] = ""
     data: Data = Data()

@@ -32,6 +32,10 @@ class RunDirError(FlowpsError):
     """The run directory cannot be written, or belongs to another model."""
 
 
+class OutputError(FlowpsError):
+    """Standard output cannot be written: its reader has gone, or the disk is full."""
+
+
 class ModelError(FlowpsError):
     """A model cannot be built, has the wrong shape, or produced NaN or infinity."""
 

@@ -7,6 +7,7 @@ was found and what to do. Called by `arguments` and by Python code that starts a
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -195,6 +196,8 @@ def _refusal(path: str, what: str, found: Any, knob: Knob | None) -> str:
     what = what.split(", got")[0].replace("`", "").replace("expected object", "expected a table")
     what = "expected one of the choices" if what.startswith("invalid enum value") else what
     message = f"{path}: {what}, found {found!r}"
+    if knob is not None and knob.is_list and isinstance(found, str) and not path.startswith("--"):
+        message += f"; write [{json.dumps(found, ensure_ascii=False)}]"
     if knob is not None:
         bounds = f"; range {knob.range}" if knob.range else ""
         message += f" ({knob.description}; default {knob.default!r}{bounds})"

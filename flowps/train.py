@@ -6,12 +6,14 @@ Exit status: 0 trained, 2 a bad config, 1 bad data or a failed run, 130 stopped 
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -26,10 +28,11 @@ from flowps.cluster.plan import plan
 from flowps.cluster.run import Result, run
 from flowps.cluster.run_dir import RunDir
 from flowps.config import Config
-from flowps.errors import FlowpsError, StoppedError
-from flowps.status.progress import Display
+from flowps.errors import FlowpsError, RunDirError, StoppedError
+from flowps.status.progress import Display, PlainConsole
 from flowps.version import __version__
 
+_TWIN_S = 0.1  # who signals a process and its group sends two signals that mean one
 _SHOW_CURSOR = b"\x1b[?25h"  # the live line hides it
 
 
@@ -38,18 +41,17 @@ def train(config: Config, console: Console | None = None) -> Result:
 
     Raises FlowpsError for everything that a user can mend.
     """
-    # Names of columns and files are printed as they are: no markup, no emoji.
-    console = console or Console(highlight=False, markup=False, emoji=False)
+    console = console or PlainConsole()
     console.print(f"flowps {__version__}")
     planned = plan(config)
     announce_plan(console, planned)
     run_dir = RunDir(_run_dir_path(config))
-    if run_dir.prepare(config, planned.schema):
-        console.print(
-            f"{run_dir.path} held an earlier run with this schema; it is in {run_dir.previous} until this one has finished",
-            soft_wrap=True,
-        )
-    with _interruptible(console) as interrupts:
+    with closing(run_dir), _interruptible() as interrupts:
+        if run_dir.prepare(config, planned.schema):
+            console.print(
+                f"{run_dir.path} held an earlier run with this schema; it is in {run_dir.previous} until this one has finished",
+                soft_wrap=True,
+            )
         with embedded(planned) as (client, dashboard):
             console.print(f"dashboard: {dashboard or 'off'}", soft_wrap=True)
             live = config.status.progress == "live" or (config.status.progress == "auto" and console.is_terminal)
@@ -65,25 +67,39 @@ def train(config: Config, console: Console | None = None) -> Result:
 
 
 def _run_dir_path(config: Config) -> Path:
-    """The directory asked for, or a new one that no other run of this second has."""
+    """The directory asked for, or a new one, created at once so that no other run of this second takes it."""
     if config.run_dir:
         return Path(config.run_dir)
     first = Path(f"runs/{datetime.now():%Y%m%d-%H%M%S}")
-    others = (first.with_name(f"{first.name}-{n}") for n in count(2))
-    return next(path for path in chain([first], others) if not path.exists())
+    for path in chain([first], (first.with_name(f"{first.name}-{n}") for n in count(2))):
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunDirError(
+                f"run directory {path}: cannot be written: {error.strerror or error}; choose another with --run_dir"
+            ) from None
+        return path
+    raise AssertionError("the names do not end")
 
 
 @contextmanager
-def _interruptible(console: Console) -> Iterator[list[int]]:
+def _interruptible() -> Iterator[list[int]]:
     """A list that the first Ctrl-C or SIGTERM fills; the second ends the process at once. Off the main thread, none arrive."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
+    came_at: list[float] = []
     terminal = os.dup(2)  # importing TensorFlow sends 2 elsewhere for a while
 
     # Nothing here goes through the console: its lock may be held by the code that the signal interrupts.
     def on_signal(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if received and now - came_at[0] < _TWIN_S:
+            return
+        came_at.append(now)
         if received:
             if os.isatty(terminal):
                 os.write(terminal, _SHOW_CURSOR)
@@ -102,6 +118,8 @@ def _interruptible(console: Console) -> Iterator[list[int]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a column's name may hold what the terminal cannot show
     try:
         train(parse("python -m flowps.train", __doc__ or "", sys.argv[1:] if argv is None else argv))
     except FlowpsError as error:

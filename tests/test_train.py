@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import urllib.request
+from contextlib import closing
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pexpect
@@ -18,6 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flowps.cluster.run_dir import RunDir
+from flowps.config import Config
+from flowps.hub.schema import infer
 from flowps.knob import load
 from flowps.train import main
 
@@ -181,6 +188,18 @@ class TestRuns:
         assert main(arguments) == 0
         assert not (tmp_path / "run" / "previous").exists()
 
+    def test_two_runs_at_once_do_not_share_a_directory(self, tmp_path, train_file, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        moment = datetime(2026, 1, 2, 3, 4, 5)
+        monkeypatch.setattr("flowps.train.datetime", SimpleNamespace(now=lambda: moment))
+        for _ in range(3):
+            assert main(command("--data.train", train_file)) == 0
+        assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [f"20260102-030405{n}" for n in ("", "-2", "-3")]
+        with closing(RunDir(tmp_path / "mine")) as run_dir:
+            run_dir.prepare(Config(), infer({"label": pa.int8(), "a": pa.int8()}, Config()))
+            assert main(command("--data.train", train_file, "--run_dir", tmp_path / "mine")) == 1
+        assert "another run is using it" in capsys.readouterr().err
+
     def test_another_learning_rate_is_no_other_schema(self, tmp_path, train_file):
         arguments = command("--data.train", train_file, "--run_dir", tmp_path / "run")
         assert main(arguments) == 0
@@ -305,6 +324,43 @@ class TestRefusals:
         assert pq.read_metadata(tmp_path / "run" / "embeddings" / "user.parquet").num_rows == 50
         assert (tmp_path / "run" / "model.keras").exists()
 
+    def test_an_error_in_the_evaluation_does_not_throw_the_training_away(self, tmp_path, monkeypatch, capsys):
+        (tmp_path / "steep_model.py").write_text(
+            "import keras\n"
+            "def build(spec):\n"
+            "    inputs = spec.inputs()\n"
+            "    x = keras.ops.concatenate([inputs['embeddings'], keras.ops.exp(inputs['dense_columns'])], axis=1)\n"
+            "    return keras.Model(inputs, keras.layers.Dense(1)(x))\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        columns = good_columns(300)
+        train = write(tmp_path / "train.parquet", columns)
+        test = write(tmp_path / "test.parquet", {**columns, "price": np.full(300, 1000, np.float32)})
+        error = refuse(capsys, 1, "--data.train", train, "--data.test", test, "--run_dir", tmp_path / "run",
+                       "--model", "steep_model:build")  # fmt: skip
+        assert "a prediction is NaN or infinite" in error
+        assert "59 rows and the dense model, is in" in error
+        assert (tmp_path / "run" / "model.keras").exists()
+
+    def test_a_model_that_exits_is_refused_and_does_not_hang(self, tmp_path, train_file, monkeypatch, capsys):
+        (tmp_path / "exiting_model.py").write_text(
+            "import keras\n"
+            "class Exits(keras.layers.Layer):\n"
+            "    def call(self, x, training=False):\n"
+            "        if training:\n"
+            "            raise SystemExit('goodbye')\n"
+            "        return x\n"
+            "def build(spec):\n"
+            "    raise SystemExit('goodbye')\n"
+            "def late(spec):\n"
+            "    inputs = spec.inputs()\n"
+            "    return keras.Model(inputs, keras.layers.Dense(1)(Exits()(inputs['embeddings'])))\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        arguments = ["--data.train", train_file, "--run_dir", tmp_path / "run", "--model"]
+        assert "build raised SystemExit: goodbye" in refuse(capsys, 1, *arguments, "exiting_model:build")
+        assert "SystemExit: goodbye" in refuse(capsys, 1, *arguments, "exiting_model:late")
+
     def test_columns_with_markup_in_their_names(self, tmp_path, capsys):
         file = write(tmp_path / "odd.parquet", {"label": [0, 1], "[/x] :id: [bold]": [1, 2]})
         assert main(command("--data.train", file, "--run_dir", tmp_path / "run")) == 0
@@ -409,8 +465,9 @@ class TestInterrupt:
     def spawn(tmp_path: Path, train_file: Path, *more: str) -> pexpect.spawn:
         arguments = command("--data.train", train_file, "--run_dir", tmp_path / "run", "--epochs", 1_000_000, *more)
         return pexpect.spawn(
-            sys.executable, ["-m", "flowps.train", *arguments], cwd=str(ROOT), timeout=120, encoding="utf-8", dimensions=(50, 160)
-        )
+            sys.executable, ["-m", "flowps.train", *arguments], cwd=str(ROOT), timeout=120, dimensions=(50, 160),
+            encoding="utf-8", codec_errors="replace",  # a process that ends at once may do so within a character
+        )  # fmt: skip
 
     def test_ctrl_c_stops_cleanly_and_says_what_was_trained(self, tmp_path, train_file):
         child = self.spawn(tmp_path, train_file)
@@ -437,6 +494,39 @@ class TestInterrupt:
         child.expect(pexpect.EOF)
         child.close()
         assert child.exitstatus == 130
+
+    def test_a_signal_that_comes_twice_at_once_is_one(self, tmp_path, train_file):
+        """`timeout -s INT` and some schedulers signal a process and then its group."""
+        child = self.spawn(tmp_path, train_file)
+        child.expect(r"step 10, auc")
+        child.kill(signal.SIGINT)
+        child.kill(signal.SIGINT)
+        child.expect(r"stopped: \d+ examples")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 130
+        assert (tmp_path / "run" / "summary.json").exists()
+
+    @pytest.mark.parametrize(
+        ("output", "said"), [("| head -n 5", "closed by its reader"), ("> /dev/full", "No space left on device")]
+    )
+    def test_an_output_that_cannot_be_written_stops_the_run_and_keeps_what_was_trained(self, tmp_path, train_file, output, said):
+        arguments = command("--data.train", train_file, "--run_dir", tmp_path / "run", "--epochs", 1_000_000)
+        line = f"set -o pipefail; {sys.executable} -m flowps.train {shlex.join(arguments)} {output}"
+        found = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert found.returncode == 1
+        assert found.stderr.startswith("error: standard output "), found.stderr
+        assert said in found.stderr
+        assert "Traceback" not in found.stderr
+
+    def test_a_terminal_that_cannot_show_a_name_shows_it_escaped(self, tmp_path):
+        file = write(tmp_path / "odd.parquet", {"label": [0, 1], "城市": [1, 2]})
+        found = subprocess.run(
+            [sys.executable, "-m", "flowps.train", *command("--data.train", file, "--run_dir", tmp_path / "run")],
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        assert "\\u57ce\\u5e02" in found.stdout
 
     def test_the_dashboard_answers_at_the_address_that_is_printed(self, tmp_path, train_file):
         child = self.spawn(tmp_path, train_file, "--cluster.dashboard", "127.0.0.1:0")
@@ -470,6 +560,7 @@ class TestInterrupt:
         child.expect("the step is stuck")
         child.sendintr()
         child.expect("Ctrl-C again stops at once")
+        child.expect(pexpect.TIMEOUT, timeout=0.5)  # two signals at once would count as one
         child.sendintr()
         child.expect(pexpect.EOF)
         child.close()

@@ -25,7 +25,7 @@ def embedded(plan: Plan) -> Iterator[tuple[distributed.Client, str]]:
     """
     address = plan.config.cluster.dashboard
     port = address.rpartition(":")[2]
-    if address and not port.isdigit():
+    if address and not (port.isdigit() and int(port) < 1 << 16):
         raise ConfigError(f"cluster.dashboard: found {address!r}, expected host:port, as in 127.0.0.1:8787 (port 0: any free one)")
     with warnings.catch_warnings(), dask.config.set(_EMBEDDED), _quiet():
         # A second run beside the first takes any free port and prints it.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import distributed
 
 from flowps.cluster.plan import Plan
-from flowps.errors import CapacityError, DataError, FlowpsError, RunDirError
+from flowps.errors import FlowpsError, RunDirError
 from flowps.hub.partition import epoch_order
 from flowps.hub.stream import HubStream
 from flowps.ps.client import PsClient
@@ -68,6 +68,15 @@ def request_stop(run_id: str) -> None:
 
 def train(run_id: str, plan: Plan, model_path: str) -> tuple[Finished, Metrics | None]:
     """The trainer's task: train, evaluate, save the dense model. Events go to the Dask topic `run_id`."""
+    try:
+        return _train(run_id, plan, model_path)
+    except Exception:
+        raise
+    except BaseException as error:  # it would take the Dask worker down, and nobody would hear of it
+        raise FlowpsError(f"the trainer was ended by {type(error).__name__}: {error}; does your model call sys.exit?") from error
+
+
+def _train(run_id: str, plan: Plan, model_path: str) -> tuple[Finished, Metrics | None]:
     # Seceding frees the thread for hub tasks: this one waits for them.
     distributed.secede()
     # TensorFlow only where a trainer runs.
@@ -94,19 +103,24 @@ def train(run_id: str, plan: Plan, model_path: str) -> tuple[Finished, Metrics |
         emit(Started(trainer.feed_threads, plan.config.trainer.in_flight, plan.hub_threads, plan.tasks_in_flight, trainer.devices))
         try:
             trained = trainer.run()
-        except (DataError, CapacityError):
-            # Bad data ends a run, but what was learned from the good is not lost with it.
-            if trainer.steps:
-                _save(trainer, model_path)
+        except BaseException:
+            # What was learned before is not lost with the run. The error that ended it is the one to show.
+            if trainer.is_worth_saving:
+                with suppress(RunDirError):
+                    _save(trainer, model_path)
             raise
     _save(trainer, model_path)
     return trained.finished, trained.test
 
 
 def _save(trainer: Trainer, path: str) -> None:
+    """Whole or not at all."""
+    unfinished = Path(path).with_suffix(".unfinished.keras")  # Keras goes by the ending
     try:
-        trainer.model.save(path)
+        trainer.model.save(unfinished)
+        unfinished.rename(path)
     except OSError as error:
+        unfinished.unlink(missing_ok=True)
         raise RunDirError(f"{path}: the dense model cannot be written: {error.strerror or error}") from None
 
 

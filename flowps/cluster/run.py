@@ -14,7 +14,7 @@ import distributed
 from flowps.cluster import roles
 from flowps.cluster.plan import Plan
 from flowps.cluster.run_dir import RunDir
-from flowps.errors import CapacityError, DataError, FlowpsError, RunDirError
+from flowps.errors import FlowpsError
 from flowps.status.event import Event, Finished, Metrics, from_wire
 
 _POLL_S = 0.2  # how long an interrupt may wait to be seen
@@ -51,7 +51,7 @@ def run(
     """Train on `client`. Every event goes to every subscriber, on the calling thread.
 
     `interrupted` is asked a few times a second; once it says True the trainer stops after its step, and what was trained is saved.
-    Raises what a role or a subscriber raised, after saving what was trained before; only a model that gave NaN has spoiled that.
+    Raises what a role or a subscriber raised, after saving the rows if the trainer has saved its model.
     """
     run_id = f"flowps-{uuid.uuid4().hex[:12]}"
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -65,9 +65,10 @@ def run(
         try:
             _follow(client, run_id, trainer, events, subscribers, interrupted)
             finished, test = trainer.result()
-        except (DataError, CapacityError, RunDirError) as error:
+        except BaseException as error:
             _stop(client, run_id, trainer)
-            if saved := _rescue(shards, run_dir):
+            saved = _rescue(shards, run_dir)
+            if saved and isinstance(error, FlowpsError):
                 raise type(error)(f"{error}; {saved}") from error
             raise
         return Result(finished, test, _export(shards, run_dir))
@@ -89,12 +90,14 @@ def _stop(client: distributed.Client, run_id: str, trainer: distributed.Future) 
 
 
 def _rescue(shards: Sequence[Any], run_dir: RunDir) -> str:
-    """Save the rows of a run that has failed; in words, what is left of it, or "" if nothing was trained."""
+    """Save the rows of a run that has failed; in words, what is left of it, or "" if the trainer left no model."""
+    if not run_dir.model.exists():
+        return ""
     try:
         rows = _export(shards, run_dir)
     except FlowpsError as error:
-        return f"what was trained before is lost: {error}"
-    return f"what was trained before, {rows:,} rows and the dense model, is in {run_dir.path}" if rows else ""
+        return f"of what was trained before only the dense model is in {run_dir.path}: {error}"
+    return f"what was trained before, {rows:,} rows and the dense model, is in {run_dir.path}"
 
 
 def _export(shards: Sequence[Any], run_dir: RunDir) -> int:

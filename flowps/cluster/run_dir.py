@@ -7,10 +7,14 @@ status.jsonl    one line per status report
 model.keras     the dense model
 embeddings/     one Parquet file per slot
 summary.json    the end of the run: figures and paths
+previous/       what an earlier run left there, until this one has finished
+
+The directory is locked while a run uses it: two at once would leave a mixture.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -27,7 +31,7 @@ from flowps.status.event import Evaluated, Event, Finished, Interval, Started, S
 
 
 class RunDir:
-    """The directory of one run, created or taken over by `prepare`."""
+    """The directory of one run, created or taken over by `prepare`, and held until `close`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,17 +41,20 @@ class RunDir:
         self.previous = path / "previous"
         self._config, self._schema = path / "config.toml", path / "schema.json"
         self._metrics, self._status = path / "metrics.jsonl", path / "status.jsonl"
+        self._lock: int | None = None
 
     def prepare(self, config: Config, schema: Schema) -> bool:
         """Create the directory, or take it over from an earlier run with the same schema. Returns whether there was one.
 
-        What an earlier run left is kept in `previous/` until this run has finished. Raises RunDirError when the directory cannot
-        be written, holds something that is no run, or a run with another schema.
+        What an earlier run trained is kept in `previous/` until this run has finished. Raises RunDirError when the directory cannot
+        be written, is in use by another run, holds something that is no run, or a run with another schema.
         """
         try:
-            earlier = self._check_earlier(schema)
+            if os.path.lexists(self.path) and not self.path.is_dir():
+                raise RunDirError(f"run directory {self.path}: is a file; choose another with --run_dir")
             self.path.mkdir(parents=True, exist_ok=True)
-            if earlier:
+            self._take_lock()
+            if self._check_earlier(schema):
                 self._put_aside()
             self._config.write_text(dump(config), encoding="utf-8")
             self._schema.write_text(json.dumps(schema.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -57,7 +64,23 @@ class RunDir:
             raise RunDirError(
                 f"run directory {self.path}: cannot be written: {error.strerror or error}; choose another with --run_dir"
             ) from None
-        return earlier
+        return self.previous.exists()
+
+    def close(self) -> None:
+        """Let other runs have the directory. Idempotent."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise RunDirError(
+                f"run directory {self.path}: another run is using it; wait until that has ended, or choose another with --run_dir"
+            ) from None
 
     def record(self, event: Event) -> None:
         """Append an event to the file it belongs to."""
@@ -77,24 +100,20 @@ class RunDir:
         shutil.rmtree(self.previous, ignore_errors=True)
 
     def _put_aside(self) -> None:
-        """Move what the earlier run left to `previous/`; one that did not finish is dropped, so that a finished one there stays."""
-        finished = self.summary.exists()
-        if finished:
-            shutil.rmtree(self.previous, ignore_errors=True)
-            self.previous.mkdir()
-        for path in (self.model, self.summary, self.embeddings, self._config, self._schema, self._metrics, self._status):
-            if finished and path.exists():
-                path.rename(self.previous / path.name)
-            elif path.is_dir():
-                shutil.rmtree(path)
-            else:
+        """Move what the earlier run trained to `previous/`, its own `previous/` too; of one that trained nothing, nothing stays."""
+        left = [self.model, self.summary, self.embeddings, self._config, self._schema, self._metrics, self._status]
+        if not any(path.exists() for path in (self.model, self.summary, self.embeddings)):
+            for path in left:
                 path.unlink(missing_ok=True)
+            return
+        aside = self.path / "previous.unfinished"
+        aside.mkdir()
+        for path in (*left, self.previous):
+            if path.exists():
+                path.rename(aside / path.name)
+        aside.rename(self.previous)
 
     def _check_earlier(self, schema: Schema) -> bool:
-        if not os.path.lexists(self.path):
-            return False
-        if not self.path.is_dir():
-            raise RunDirError(f"run directory {self.path}: is a file; choose another with --run_dir")
         if not any(self.path.iterdir()):
             return False
         try:

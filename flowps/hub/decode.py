@@ -99,12 +99,14 @@ class _Place:
     where: str
     first_row: int
 
-    def refuse(self, column: str, bad: NDArray[np.bool_], values: NDArray[Any] | None, expected: str) -> DataError:
+    def refuse(
+        self, column: str, bad: NDArray[np.bool_], values: NDArray[Any] | None, expected: str, or_else: str = ""
+    ) -> DataError:
         row = int(np.argmax(bad))
         found = "null" if values is None else repr(values[row].item())
         return DataError(
             f"{self.where}: column {column!r}, row {self.first_row + row}: found {found}, expected {expected} "
-            f"({int(bad.sum())} such rows in this partition); clean the data or leave the column out"
+            f"({int(bad.sum())} such rows in this partition); clean the data{or_else}"
         )
 
 
@@ -136,7 +138,8 @@ def _dense(table: pa.Table, names: Sequence[str], how: Dense, place: _Place) -> 
         values = column.cast(pa.float32(), safe=False).fill_null(how.fill).to_numpy(zero_copy_only=False)
         bad = ~np.isfinite(values)
         if bad.any():
-            raise place.refuse(name, bad, column.to_numpy(zero_copy_only=False), "a finite float32 number or null")
+            found = column.to_numpy(zero_copy_only=False)
+            raise place.refuse(name, bad, found, "a finite float32 number or null", " or leave the column out")
         out[:, i] = np.copysign(np.log1p(np.abs(values)), values) if how.log1p else values
     return out
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -119,7 +120,7 @@ def read_table(partition: Partition, columns: Sequence[str]) -> pa.Table:
     stored = [name for name in columns if name not in hive]
     try:
         with _open(partition.url) as file:
-            table = file.read_row_groups(list(partition.row_groups), columns=stored, use_threads=False)
+            table = _read_row_groups(file, partition.row_groups, stored)
     except Exception as error:  # every object store has errors of its own
         raise DataError(f"{partition.url}: row groups {list(partition.row_groups)} cannot be read: {_one_line(error)}") from error
     if table.num_rows != partition.num_rows:
@@ -133,13 +134,33 @@ def read_table(partition: Partition, columns: Sequence[str]) -> pa.Table:
     return table
 
 
+def _read_row_groups(file: pq.ParquetFile, row_groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    try:
+        return file.read_row_groups(list(row_groups), columns=list(columns), use_threads=False)
+    except pa.ArrowNotImplementedError:  # lists of dictionaries, when they come in several chunks
+        groups = [file.read_row_group(i, columns=list(columns), use_threads=False) for i in row_groups]
+        return pa.concat_tables([_without_nested_dictionaries(group) for group in groups])
+
+
+def _without_nested_dictionaries(table: pa.Table) -> pa.Table:
+    """Lists of dictionaries as lists of their values: Arrow cannot join those of several row groups."""
+    for i, name in enumerate(table.schema.names):
+        found = table.schema.types[i]
+        if pa.types.is_nested(found) and pa.types.is_dictionary(getattr(found, "value_type", pa.null())):
+            plain = pa.large_list(found.value_type.value_type)
+            table = table.set_column(i, name, table.column(i).cast(plain))
+    return table
+
+
 def _expand(source: str, knob: str) -> dict[str, Mapping[str, str]]:
     """url → hive keys of every Parquet file that one source names."""
+    if not source.strip():
+        raise DataError(f"{knob}: a path is empty; give Parquet files, a glob, a directory or an fsspec URL")
     try:
         fs, path = fsspec.core.url_to_fs(source)
         if isinstance(fs, LocalFileSystem):
             path = os.path.normpath(path)  # one file, one spelling
-        is_glob = any(c in path for c in "*?[")
+        is_glob = any(c in path for c in "*?[") and not fs.exists(path)
         if is_glob:
             hits: list[str] = []
             for hit in sorted(fs.glob(path)):
@@ -160,7 +181,16 @@ def _expand(source: str, knob: str) -> dict[str, Mapping[str, str]]:
     if not hits:
         kind = "matches no file" if is_glob else "no such file or directory"
         raise DataError(f"{knob}: {source}: {kind}; give Parquet files, a glob, a directory or an fsspec URL")
-    return {fs.unstrip_protocol(p) if not isinstance(fs, LocalFileSystem) else p: _hive_keys(p) for p in hits}
+    return {_url(fs, p, source): _hive_keys(p) for p in hits}
+
+
+def _url(fs: Any, path: str, source: str) -> str:
+    """How fsspec opens a path that was found below `source`."""
+    if isinstance(fs, LocalFileSystem):
+        return path
+    first, chained, rest = source.partition("::")
+    # In a chain like zip://part.parquet::s3://bucket/a.zip the path is that of the first link.
+    return f"{first.partition('://')[0]}://{path}::{rest}" if chained and "://" in first else str(fs.unstrip_protocol(path))
 
 
 def _is_hidden(name: str) -> bool:
@@ -205,12 +235,20 @@ def _values_per_row(footer: pq.FileMetaData, rows: Sequence[int]) -> float:
     return sum(largest.column(i).num_values for i in range(largest.num_columns)) / largest.num_rows
 
 
-def _open(url: str) -> pq.ParquetFile:
-    """Local files through Arrow's own reader, which holds no GIL; everything else through fsspec."""
+@contextmanager
+def _open(url: str) -> Iterator[pq.ParquetFile]:
+    """Local files through Arrow's own reader, which holds no GIL; everything else through fsspec.
+
+    Not mapped into memory: a file that somebody overwrites would end the process (SIGBUS) instead of the read.
+    """
     fs, path = fsspec.core.url_to_fs(url)
     if isinstance(fs, LocalFileSystem):
-        return pq.ParquetFile(path, memory_map=True)
-    return pq.ParquetFile(fs.open(path, "rb"), pre_buffer=True)
+        opened = pq.ParquetFile(path, memory_map=False)
+    else:
+        # `fs` lives as long as the file: that of an archive closes the archive when it goes.
+        opened = pq.ParquetFile(fs.open(path, "rb"), pre_buffer=True)
+    with opened:
+        yield opened
 
 
 def _one_line(error: Exception) -> str:

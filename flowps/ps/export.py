@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import blake2b
 from itertools import chain, groupby
 from pathlib import Path
 from urllib.parse import quote
@@ -13,9 +14,11 @@ import pyarrow.parquet as pq
 from flowps.batch import Float32
 from flowps.ps.shard import SlotRows
 
+_LONGEST_NAME = 200  # bytes; file systems take 255, and there are endings to add
+
 
 def export_rows(chunks: Iterable[SlotRows], folder: Path) -> int:
-    """Write each slot's rows to `folder/<slot name, percent-encoded>.parquet` and return the number of rows.
+    """Write each slot's rows to the file `file_name` in `folder` and return the number of rows.
 
     `chunks` come slot by slot, as `Shard.rows` gives them. A file appears whole or not at all. The slot's name and pooling are in
     its metadata. Raises OSError where the files cannot be written.
@@ -23,8 +26,8 @@ def export_rows(chunks: Iterable[SlotRows], folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
     for slot, of_slot in groupby(chunks, key=lambda chunk: chunk.slot):
-        path = folder / f"{quote(slot.name, safe=' ')}.parquet"
-        unfinished = path.with_suffix(".parquet.unfinished")
+        path = folder / file_name(slot.name)
+        unfinished = folder / f"{path.name}.unfinished"
         metadata = {"flowps.slot": slot.name, "flowps.pooling": slot.pooling}
         first = _table(next(of_slot), metadata)
         try:
@@ -36,6 +39,14 @@ def export_rows(chunks: Iterable[SlotRows], folder: Path) -> int:
         finally:
             unfinished.unlink(missing_ok=True)
     return total
+
+
+def file_name(slot: str) -> str:
+    """`<slot, percent-encoded>.parquet`; of a name too long for a file its beginning and, so that no two are the same, a hash."""
+    encoded = quote(slot, safe=" ")
+    if len(encoded) > _LONGEST_NAME:
+        encoded = f"{encoded[: _LONGEST_NAME - 33]}-{blake2b(slot.encode(), digest_size=16).hexdigest()}"
+    return f"{encoded}.parquet"
 
 
 def _table(rows: SlotRows, metadata: dict[str, str]) -> pa.Table:

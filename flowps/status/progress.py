@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from flowps.errors import OutputError
 from flowps.status.event import Event, Finished, Progress
 from flowps.status.lines import auc, lines
+
+
+class PlainConsole(Console):
+    """Prints names of columns and files as they are, without markup and emoji. A closed output is an error like any other."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **settings})
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As rich prints; a full disk is an OutputError."""
+        try:
+            super().print(*objects, **how)
+        except OSError as error:
+            raise OutputError(f"standard output cannot be written: {error.strerror or error}") from error
+
+    def on_broken_pipe(self) -> None:
+        """Whoever read the output, like `head`, has gone. Rich would end the process."""
+        self.quiet = True
+        # Or Python would complain again when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        raise OutputError("standard output was closed by its reader; to run on unread, send it to a file")
 
 
 class Display:

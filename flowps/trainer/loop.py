@@ -108,9 +108,9 @@ class Trainer:
         return self._step.model
 
     @property
-    def steps(self) -> int:
-        """Steps taken so far."""
-        return self._steps
+    def is_worth_saving(self) -> bool:
+        """Whether something was trained, and its dense weights are sound."""
+        return self._steps > 0 and not self._step.spoiled
 
     @property
     def devices(self) -> list[str]:

@@ -30,6 +30,8 @@ class Step:
 
     def __init__(self, model: keras.Model, spec: ModelSpec, optimizer: str, learning_rate: float, jit_compile: bool) -> None:
         self.model = model
+        self.spoiled = False
+        """Whether a step gave NaN or infinity, so that the dense weights are of no use."""
         self._keys = [key for key, width in (("embeddings", spec.width), ("dense_columns", spec.dense_width)) if width]
         self._variables = model.trainable_variables
         try:
@@ -56,12 +58,18 @@ class Step:
 
         Returns the loss, the logits before it (float32 [size]), and the embeddings' gradient as a tensor [size, width].
 
-        Raises ModelError when the loss or any gradient is NaN or infinite; the dense weights are then spoiled and the gradient must
-        not be pushed.
+        Raises ModelError when TensorFlow fails in the model, and when the loss or any gradient is NaN or infinite: the dense
+        weights are then `spoiled` and the gradient must not be pushed.
         """
-        loss, finite, logits, gradient = self._train(*(tf.convert_to_tensor(x) for x in (embeddings, batch.dense, batch.labels)))
+        try:
+            loss, finite, logits, gradient = self._train(
+                *(tf.convert_to_tensor(x) for x in (embeddings, batch.dense, batch.labels))
+            )
+        except tf.errors.OpError as error:
+            raise _failed(error, batch) from error
         found = float(loss)
         if not finite:
+            self.spoiled = True
             what = "the gradients became NaN or infinite" if np.isfinite(found) else f"the loss became {found}"
             raise ModelError(
                 f"{what}: the model or its weights gave NaN or infinity; lower trainer.learning_rate "
@@ -70,8 +78,11 @@ class Step:
         return found, logits.numpy(), gradient
 
     def predict(self, batch: Batch, embeddings: Float32) -> Float32:
-        """Logits, float32 [size]; changes nothing. Raises ModelError when one is NaN or infinite."""
-        logits: Float32 = self._predict(tf.convert_to_tensor(embeddings), tf.convert_to_tensor(batch.dense)).numpy()
+        """Logits, float32 [size]; changes nothing. Raises ModelError when TensorFlow fails, or one is NaN or infinite."""
+        try:
+            logits: Float32 = self._predict(tf.convert_to_tensor(embeddings), tf.convert_to_tensor(batch.dense)).numpy()
+        except tf.errors.OpError as error:
+            raise _failed(error, batch) from error
         if not np.isfinite(logits).all():
             raise ModelError("a prediction is NaN or infinite: look for what only the test data hold, and check your model")
         return logits
@@ -98,3 +109,14 @@ class Step:
         if self._variables:
             self._optimizer.apply(gradients, self._variables)
         return objective, finite, logits, gradient
+
+
+def _failed(error: Exception, batch: Batch) -> ModelError:
+    """What TensorFlow says, without the graph and the stack it says it with."""
+    lines = str(getattr(error, "message", error)).splitlines()
+    start = max((i + 1 for i, line in enumerate(lines) if line.startswith(("  File ", "Graph execution error"))), default=0)
+    said = " ".join(" ".join(lines[start:]).split())[:400]
+    return ModelError(
+        f"the model failed in TensorFlow on a batch of {batch.size} samples: {type(error).__name__}: {said}; "
+        "check your model, or lower data.batch_size if memory ran out"
+    )

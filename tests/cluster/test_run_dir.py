@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,20 @@ def without(*names: str) -> dict[str, pa.DataType]:
     return {name: found for name, found in COLUMNS.items() if name not in names}
 
 
+def take(path: Path, found: Schema | None = None) -> bool:
+    """Prepare the directory as a run does, and let it go again; whether an earlier run's results are kept."""
+    with closing(RunDir(path)) as run_dir:
+        return run_dir.prepare(Config(), found or schema())
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[RunDir]:
+    """A directory that is prepared."""
+    with closing(RunDir(tmp_path / "run")) as run_dir:
+        run_dir.prepare(Config(), schema())
+        yield run_dir
+
+
 OTHERS: dict[str, tuple[Callable[[], Schema], str]] = {
     "label": (lambda: schema({**without("x"), "x": pa.int8()}, label="x"), "label: 'label' there, 'x' now"),
     "dense": (lambda: schema(without("y")), "dense: ['x', 'y'] there, ['x'] now"),
@@ -45,29 +60,35 @@ OTHERS: dict[str, tuple[Callable[[], Schema], str]] = {
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_run_with_another_schema_is_refused_and_left_as_it_is(tmp_path: Path, other: str) -> None:
     make, found = OTHERS[other]
-    RunDir(tmp_path / "run").prepare(Config(), schema())
+    take(tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(RunDirError) as refusal:
-        RunDir(tmp_path / "run").prepare(Config(), make())
+        take(tmp_path / "run", make())
     assert f"holds a run with another schema ({found}); choose another with --run_dir" in str(refusal.value)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_learning_rates_and_bounds_may_differ(tmp_path: Path) -> None:
-    RunDir(tmp_path / "run").prepare(Config(), schema())
-    assert RunDir(tmp_path / "run").prepare(Config(), schema(learning_rate=0.5, capacity_rows=10))
+    take(tmp_path / "run")
+    take(tmp_path / "run", schema(learning_rate=0.5, capacity_rows=10))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3"])
 def test_a_schema_that_cannot_be_read_is_no_run(tmp_path: Path, content: str) -> None:
     (tmp_path / "schema.json").write_text(content)
     with pytest.raises(RunDirError, match=r"no readable schema\.json, so it is no run of flowps"):
-        RunDir(tmp_path).prepare(Config(), schema())
+        take(tmp_path)
 
 
-def test_each_event_goes_to_its_file(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path / "run")
-    run_dir.prepare(Config(), schema())
+def test_a_directory_in_use_is_refused_until_it_is_let_go(tmp_path: Path, run_dir: RunDir) -> None:
+    with pytest.raises(RunDirError, match="another run is using it; wait until that has ended, or choose another with --run_dir"):
+        take(tmp_path / "run")
+    run_dir.close()
+    run_dir.close()
+    take(tmp_path / "run")
+
+
+def test_each_event_goes_to_its_file(tmp_path: Path, run_dir: RunDir) -> None:
     for event in (STARTED, PROGRESS, INTERVAL, REPORT, FINISHED):
         run_dir.record(event)
     kinds = {
@@ -78,9 +99,9 @@ def test_each_event_goes_to_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("event", [INTERVAL, REPORT], ids=["metrics", "status"])
-def test_an_event_that_cannot_be_written_is_an_error_that_names_the_file(tmp_path: Path, event: msgspec.Struct) -> None:
-    run_dir = RunDir(tmp_path / "run")
-    run_dir.prepare(Config(), schema())
+def test_an_event_that_cannot_be_written_is_an_error_that_names_the_file(
+    tmp_path: Path, run_dir: RunDir, event: msgspec.Struct
+) -> None:
     for name in ("metrics.jsonl", "status.jsonl"):
         (tmp_path / "run" / name).unlink()
         (tmp_path / "run" / name).mkdir()
@@ -88,12 +109,47 @@ def test_an_event_that_cannot_be_written_is_an_error_that_names_the_file(tmp_pat
         run_dir.record(event)
 
 
+# --- what earlier runs left -------------------------------------------------------------------------------------------
+
+
+def leave(path: Path, rows: int, finish: bool) -> None:
+    """A run that trained, and finished or not."""
+    with closing(RunDir(path)) as run_dir:
+        run_dir.prepare(Config(), schema())
+        run_dir.model.write_text(f"model of {rows}")
+        if finish:
+            run_dir.finish({"rows": rows})
+
+
+def test_a_run_that_trained_nothing_leaves_what_was_there(tmp_path: Path) -> None:
+    leave(tmp_path, 1, finish=True)
+    for _ in range(2):
+        assert take(tmp_path)
+        assert (tmp_path / "previous" / "model.keras").read_text() == "model of 1"
+        assert json.loads((tmp_path / "previous" / "summary.json").read_text()) == {"rows": 1}
+
+
+def test_what_a_run_saved_before_it_failed_is_kept_with_what_it_had_kept(tmp_path: Path) -> None:
+    leave(tmp_path, 1, finish=True)
+    leave(tmp_path, 2, finish=False)
+    assert take(tmp_path)
+    assert (tmp_path / "previous" / "model.keras").read_text() == "model of 2"
+    assert (tmp_path / "previous" / "previous" / "model.keras").read_text() == "model of 1"
+    leave(tmp_path, 3, finish=True)
+    assert (tmp_path / "model.keras").read_text() == "model of 3"
+    assert not (tmp_path / "previous").exists()
+
+
+def test_where_nothing_was_trained_nothing_is_said_to_be_kept(tmp_path: Path) -> None:
+    assert not take(tmp_path)
+    assert not take(tmp_path)
+
+
 def test_a_summary_that_cannot_be_written_keeps_the_earlier_run(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path / "run")
-    run_dir.prepare(Config(), schema())
-    run_dir.finish({"rows": 1})
-    run_dir.prepare(Config(), schema())
-    (tmp_path / "run" / "summary.unfinished").mkdir()
-    with pytest.raises(RunDirError, match=r"summary\.json: cannot be written"):
-        run_dir.finish({"rows": 2})
-    assert json.loads((run_dir.previous / "summary.json").read_text()) == {"rows": 1}
+    leave(tmp_path, 1, finish=True)
+    with closing(RunDir(tmp_path)) as run_dir:
+        run_dir.prepare(Config(), schema())
+        (tmp_path / "summary.unfinished").mkdir()
+        with pytest.raises(RunDirError, match=r"summary\.json: cannot be written"):
+            run_dir.finish({"rows": 2})
+        assert json.loads((run_dir.previous / "summary.json").read_text()) == {"rows": 1}

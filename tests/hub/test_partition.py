@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import uuid
+import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowps.errors import DataError, SchemaError
+from flowps.hub import partition as partition_module
 from flowps.hub.partition import Partition, SampleFile, epoch_order, list_files, partitions, read_table
 
 KNOB = "data.train"
@@ -174,6 +176,48 @@ def test_a_star_passes_over_hidden_and_underscored_names(tmp_path: Path) -> None
     write(tmp_path / "folders" / ".cache" / "c.parquet")
     assert urls(tmp_path / "files" / "*") == [str(paths[0])]
     assert urls(tmp_path / "folders" / "*") == [str(paths[1])]
+
+
+def test_a_path_with_brackets_that_exists_is_no_pattern(tmp_path: Path) -> None:
+    file = write(tmp_path / "part [1]" / "x.parquet")
+    assert urls(file) == urls(tmp_path / "part [1]") == [str(file)]
+
+
+def test_a_chain_of_fsspec_urls(tmp_path: Path) -> None:
+    """Files in an archive: the url of each keeps the way to the archive."""
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for k in range(2):
+            archive.write(write(tmp_path / f"{k}.parquet", start=3 * k), f"part/{k}.parquet")
+    for source in (f"zip://part/*.parquet::file://{tmp_path}/all.zip", f"zip://part::file://{tmp_path}/all.zip"):
+        files = listed(source)
+        assert [file.url for file in files] == [f"zip://part/{k}.parquet::file://{tmp_path}/all.zip" for k in range(2)]
+        read = [read_table(part, COLUMNS.names) for part in partitions(files, 10)]
+        assert pa.concat_tables(read)["u"].to_pylist() == list(range(6))
+
+
+def test_an_empty_path_is_refused() -> None:
+    """Of an unset variable: it would mean all below the working directory."""
+    assert refusal_of("").startswith("data.train: a path is empty; give ")
+    assert refusal_of(" ").startswith("data.train: a path is empty; give ")
+
+
+def test_lists_of_dictionaries_over_several_row_groups(tmp_path: Path) -> None:
+    """Arrow reads them from one row group only."""
+    tags = pa.array([["a"], ["b", "c"], None, [], ["a", None]], pa.list_(pa.dictionary(pa.int32(), pa.string())))
+    table = pa.table({"label": pa.array([0, 1, 0, 1, 0], pa.int8()), "tags": tags})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=2)
+    (part,) = partitions(listed(tmp_path / "x.parquet"), 10)
+    assert len(part.row_groups) == 3
+    assert read_table(part, ["tags"])["tags"].to_pylist() == [["a"], ["b", "c"], None, [], ["a", None]]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error_not_the_end_of_the_process(tmp_path: Path) -> None:
+    """Mapped into memory, reading behind the new end would be a bus error."""
+    file = write(tmp_path / "x.parquet", [200_000])
+    with partition_module._open(str(file)) as opened:
+        os.truncate(file, 4096)
+        with pytest.raises(OSError, match=r".+"):
+            opened.read_row_group(0)
 
 
 def test_an_fsspec_url(memory: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flowps.ps.export import export_rows
+from flowps.ps.export import export_rows, file_name
 from flowps.ps.shard import Shard
 from tests.ps import drawn, naive
 
@@ -40,6 +40,18 @@ def trained_shard(slots: list[Any]) -> Shard:
     shard.lookup(0, *drawn.arrays(bags), 2, np.arange(len(slots)), columns[:-1], out, training=True)
     shard.push(0, out)
     return shard
+
+
+def test_long_names_are_shortened_and_stay_apart(tmp_path: Path) -> None:
+    """File systems take names of 255 bytes; percent-encoded, 29 Chinese characters are longer."""
+    names = ["特征列名称非常长" * 5, "特征列名称非常长" * 5 + "的", "a" * 200, "a" * 201, "a" * 4000]
+    files = {file_name(name) for name in names}
+    assert len(files) == len(names)
+    assert file_name("a" * 200) == "a" * 200 + ".parquet"
+    assert export_rows(trained_shard([drawn.slot(name, dim=2) for name in names]).rows(), tmp_path) == 4 * len(names)
+    assert {path.name for path in tmp_path.iterdir()} == files
+    found = {pq.read_schema(path).metadata[b"flowps.slot"].decode() for path in tmp_path.iterdir()}
+    assert found == set(names)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

@@ -279,6 +279,21 @@ def test_a_function_that_raises_is_refused_with_its_error(module):
     assert "build raised KeyError: 'missing'" in message
 
 
+@pytest.mark.parametrize("raised", ["SystemExit(3)", "KeyboardInterrupt()", "GeneratorExit()"])
+@pytest.mark.parametrize("text", ["raise {}", "def build(spec):\n    raise {}"], ids=["module", "function"])
+def test_code_that_ends_the_process_is_refused_like_any_that_raises(module, text: str, raised: str):
+    """It would end the Dask worker instead, and the run would wait for ever."""
+    assert f"raised {raised.partition('(')[0]}" in refusal(f"{module(text.format(raised))}:build")
+
+
+def test_a_model_that_always_gives_as_many_as_it_is_tried_with_is_refused(module):
+    name = module(
+        "def build(spec):\n    i = spec.inputs()\n    x = layers.concatenate(list(i.values()))\n"
+        "    return keras.Model(i, layers.Dense(1)(keras.ops.tile(keras.ops.mean(x, axis=0, keepdims=True), (3, 1))))"
+    )
+    assert "gives shape (3, 1) for 5 samples" in refusal(f"{name}:build")
+
+
 def test_a_model_error_of_the_function_is_passed_on(module):
     name = module("def build(spec):\n    return keras.Model(spec.inputs(), spec.stacked(spec.inputs()['embeddings']))")
     with pytest.raises(ModelError, match=r"^this model needs slots of one dim"):

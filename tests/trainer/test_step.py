@@ -83,6 +83,25 @@ def test_loss_logits_gradient_and_weights_are_tensorflows(optimizer: str, jit: b
             np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_what_tensorflow_refuses_is_said_in_a_line():
+    class Few(keras.layers.Layer):
+        def call(self, x):
+            with tf.control_dependencies([tf.debugging.assert_less(tf.shape(x)[0], 5, message="too many")]):
+                return tf.identity(x)
+
+    inputs = SPEC.inputs()
+    step = Step(keras.Model(inputs, keras.layers.Dense(1)(Few()(inputs["embeddings"]))), SPEC, "sgd", 0.1, False)
+    step.train(*make(size=4))
+    for call in (step.train, step.predict):
+        with pytest.raises(ModelError, match=r"^the model failed in TensorFlow on a batch of 7 samples: ") as caught:
+            call(*make(size=7))
+        assert "InvalidArgumentError: " in str(caught.value)
+        assert "too many" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 700
+    assert not step.spoiled
+
+
 def test_types_and_shapes_of_what_comes_out():
     batch, embeddings = make(size=7)
     loss, logits, gradient = make_step().train(batch, embeddings)

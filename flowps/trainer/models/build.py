@@ -31,7 +31,19 @@ def build(name: str, spec: ModelSpec) -> keras.Model:
     model = _function(name)(spec) if ":" not in name else _call(name, spec)
     if not isinstance(model, keras.Model):
         raise ModelError(f"model {name!r}: expected the function to return a keras.Model, found {type(model).__name__}")
-    samples = 3  # not 1 or 2: a wrong shape must not fit by chance
+    for samples in (3, 5):  # not 1, and not one size alone: a wrong shape must not fit by chance
+        _try(name, model, spec, samples)
+    try:
+        keras.saving.serialize_keras_object(model)
+    except Exception as error:
+        raise ModelError(
+            f"model {name!r} could not be saved after training: {' '.join(str(error).split())[:200]}; give your layers a get_config"
+        ) from error
+    return model
+
+
+def _try(name: str, model: keras.Model, spec: ModelSpec, samples: int) -> None:
+    """Refuse a model that does not give one finite logit for each of `samples` samples of zeros."""
     zeros = {
         key: np.zeros((samples, width), np.float32)
         for key, width in (("embeddings", spec.width), ("dense_columns", spec.dense_width))
@@ -39,7 +51,7 @@ def build(name: str, spec: ModelSpec) -> keras.Model:
     }
     try:
         logits = keras.ops.convert_to_numpy(model(zeros, training=False))
-    except Exception as error:
+    except BaseException as error:
         raise ModelError(
             f"model {name!r} cannot be called with inputs {{{', '.join(f'{k}: {v.shape}' for k, v in zeros.items())}}}: "
             f"{type(error).__name__}: {error}; build it from spec.inputs()"
@@ -51,13 +63,6 @@ def build(name: str, spec: ModelSpec) -> keras.Model:
         )
     if not np.isfinite(logits).all():
         raise ModelError(f"model {name!r} gives {logits.reshape(-1)[0]} for an input of zeros; expected finite logits")
-    try:
-        keras.saving.serialize_keras_object(model)
-    except Exception as error:
-        raise ModelError(
-            f"model {name!r} could not be saved after training: {' '.join(str(error).split())[:200]}; give your layers a get_config"
-        ) from error
-    return model
 
 
 def _function(name: str) -> Callable[[ModelSpec], Any]:
@@ -79,7 +84,7 @@ def _call(name: str, spec: ModelSpec) -> Any:
         raise ModelError(
             f"model {name!r}: module {module_name!r} cannot be imported: {error}; run from its folder or install it"
         ) from error
-    except Exception as error:  # it is the user's code that runs here
+    except BaseException as error:  # it is the user's code that runs here, and may call sys.exit
         raise ModelError(f"model {name!r}: importing module {module_name!r} raised {type(error).__name__}: {error}") from error
     if not hasattr(module, function_name):
         raise ModelError(f"model {name!r}: module {module_name!r} has no {function_name!r}")
@@ -88,5 +93,5 @@ def _call(name: str, spec: ModelSpec) -> Any:
         return function(spec)
     except ModelError:
         raise
-    except Exception as error:
+    except BaseException as error:
         raise ModelError(f"model {name!r}: {function_name} raised {type(error).__name__}: {error}") from error
