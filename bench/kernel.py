@@ -147,15 +147,15 @@ def variants(work: Workload) -> dict[str, Callable[[int], float]]:
         work.index[:] = work.resident  # forget what the call before has created
         return timed(create, work.batches[b], work.index, work.arena, work.num_rows, found)
 
-    def pooling_by(kernel: Any) -> Callable[[int], float]:
-        return lambda b: timed(
-            kernel, work.rows[b], work.batches[b][1], positions, SIZE, pooling, work.arena, DIM, STRIDE, out, width, columns
-        )
+    def pooling_by(kernel: Any, known: bool) -> Callable[[int], float]:
+        bags = positions, SIZE, pooling
+        return lambda b: timed(kernel, work.rows[b], known, work.batches[b][1], *bags, work.arena, DIM, STRIDE, out, width, columns)
 
-    def pushing(b: int) -> float:
+    def pushing(b: int, kernel: Any = update.push) -> float:
         bags = work.rows[b], work.batches[b][1], positions, SIZE, pooling
-        return timed(update.push, *bags, grads, width, columns, *scratch, work.arena, DIM, STRIDE, update.ADAGRAD, params)
+        return timed(kernel, *bags, grads, width, columns, *scratch, work.arena, DIM, STRIDE, update.ADAGRAD, params)
 
+    like_push = like(update.push, _LINE=0)
     return {
         "gather floor": lambda b: timed(_gather, work.rows[b], work.batches[b][1], work.arena, STRIDE, out),
         f"find (AHEAD {index.AHEAD})": finding(index.find),
@@ -163,10 +163,12 @@ def variants(work: Workload) -> dict[str, Callable[[int], float]]:
         **{f"find, prefetch {n} ahead": finding(like(index.find, AHEAD=n)) for n in (8, 16, 32)},
         "find, references counted": finding(like(index.find, nrt=True)),
         "find_or_create": creating,
-        "pool": pooling_by(pool.pool),
-        "pool, references counted": pooling_by(like(pool.pool, nrt=True)),
-        "pool, plain array loops": pooling_by(like(pool.pool, _pool_bag=_plain_bag)),
+        "pool": pooling_by(pool.pool, True),
+        "pool, references counted": pooling_by(like(pool.pool, nrt=True), True),
+        "pool, any dim, rows unknown": pooling_by(pool.pool, False),
+        "pool, the same in array loops": pooling_by(like(pool.pool, _pool_bag=_plain_bag), False),
         "push (Adagrad)": pushing,
+        "push, any dim": lambda b: pushing(b, like_push),
     }
 
 

@@ -119,7 +119,7 @@ class Table:
             else:
                 index_kernels.find(bags.signs, bags.starts, bags.stops, self._index, self._shift, rows)
             pool_kernels.pool(
-                rows, bags.offsets, bags.positions, bags.size, self._pooling, self._arena, self.dim, self.stride,
+                rows, create, bags.offsets, bags.positions, bags.size, self._pooling, self._arena, self.dim, self.stride,
                 out.reshape(-1), out.shape[1], bags.columns,
             )  # fmt: skip
         return rows

@@ -231,13 +231,13 @@ class Pooled:
         return naive.bags_of(self.rows, self.offsets, self.positions, self.size)
 
 
-def check_pool(random: np.random.Generator, dim: int, state_width: int) -> None:
+def check_pool(random: np.random.Generator, dim: int, state_width: int, unknown: bool = True) -> None:
     """One drawn call of `pool` against the twin."""
-    call = Pooled(random, dim, state_width, unknown=True)
+    call = Pooled(random, dim, state_width, unknown)
     out, whole = guarded(call.size * call.width, np.float32, np.nan)
     pool.pool(
-        call.rows, call.offsets, call.positions, call.size, call.pooling, call.arena, dim, call.stride, out, call.width,
-        call.columns,
+        call.rows, not unknown, call.offsets, call.positions, call.size, call.pooling, call.arena, dim, call.stride, out,
+        call.width, call.columns,
     )  # fmt: skip
     rows = call.arena.reshape(call.capacity, call.stride)
     expected = np.full((call.size, call.width), np.nan, np.float32)  # the gaps between the columns are not the table's
@@ -249,16 +249,17 @@ def check_pool(random: np.random.Generator, dim: int, state_width: int) -> None:
 
 
 @drawn.bounded(max_examples=100)
-@given(random=drawn.generators, dim=drawn.dims, state_width=st.integers(0, 40))
-def test_pool(random: np.random.Generator, dim: int, state_width: int) -> None:
+@given(random=drawn.generators, dim=st.one_of(st.just(16), drawn.dims), state_width=st.integers(0, 40), unknown=st.booleans())
+def test_pool(random: np.random.Generator, dim: int, state_width: int, unknown: bool) -> None:
     """Sums and means, unknown rows, empty bags; nothing outside the table's columns is written."""
-    check_pool(random, dim, state_width)
+    check_pool(random, dim, state_width, unknown)
 
 
+@pytest.mark.parametrize("unknown", [True, False])
 @pytest.mark.parametrize("dim", range(1, 41))
-def test_pool_at_every_dim(dim: int) -> None:
-    """Every mixture of 16-wide, 8-wide and scalar pieces."""
-    check_pool(np.random.default_rng(dim), dim, state_width=dim % 3)
+def test_pool_at_every_dim(dim: int, unknown: bool) -> None:
+    """Every mixture of 16-wide, 8-wide and scalar pieces, and the way of its own that the dim 16 has."""
+    check_pool(np.random.default_rng(dim), dim, dim % 3, unknown)
 
 
 def check_push(random: np.random.Generator, dim: int, optimizer: str, rate: float, epsilon: float, first: float) -> None:
@@ -346,7 +347,7 @@ def test_rows_beyond_two_billion_floats(optimizer: str) -> None:
 
     bag = rows, np.array([0, 1], np.int32), np.array([0]), 1, np.array([pool.SUM], np.int32)
     out = np.empty(dim, np.float32)
-    pool.pool(*bag, arena, dim, stride, out, dim, np.array([0]))
+    pool.pool(bag[0], True, *bag[1:], arena, dim, stride, out, dim, np.array([0]))
     np.testing.assert_array_equal(out, expected[:dim])
     update.push(
         *bag, frozen(np.ones(dim, np.float32)), dim, np.array([0]), seen, one, np.empty(dim, np.float32), arena, dim, stride,
@@ -389,7 +390,7 @@ def test_every_kernel_in_several_threads_at_once() -> None:
             found = np.empty(n, np.int32)
             index.find(signs, *ranges, larger, naive.shift_of(4096), found)
             index.entries(larger, listed, slots)
-            pool.pool(rows, *bag, arena, dim, 2 * dim, out, dim, columns)
+            pool.pool(rows, True, *bag, arena, dim, 2 * dim, out, dim, columns)
             params = np.array([[0.1, 1e-7]], np.float32)
             update.push(rows, *bag, frozen(out.copy()), dim, columns, *scratch, arena, dim, 2 * dim, update.ADAGRAD, params)
             progress[:2] = 0

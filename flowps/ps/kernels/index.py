@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from flowps.ps.kernels import kernel
-from flowps.ps.kernels.vector import prefetch
+from flowps.ps.kernels.vector import prefetch, splat16, store16, uniform16
 
 # Signs are hashes already; multiplying spreads those that are not (Knuth, TAOCP 3, 6.4, Fibonacci hashing).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -18,6 +18,7 @@ _LOW32 = np.uint64(0xFFFFFFFF)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _UNIT = np.float32(2.0**-23)
 
+_LINE = 16  # floats of a cache line
 AHEAD = 32  # signs between prefetch and use: the best of 0, 8, 16 and 32 (`python -m bench.kernel`)
 
 # What `find_or_create` keeps between calls, in one int64 array.
@@ -78,9 +79,11 @@ def find_or_create(signs, starts, stops, slots, index, shift, rows, progress, ma
                         return False
                     index[_U2 * p] = sign
                     index[_U2 * p + _U1] = np.uint64(num_rows + 1) | (slots[k] << _U32)
+                    # Of the row after the next one, which has been brought in by then; a prefetch never faults.
+                    for d in range(0, stride, _LINE):
+                        prefetch(arena, (num_rows + 2) * stride + d)
                     _draw(arena, num_rows * stride, dim, sign, seed, scale[k])
-                    for d in range(num_rows * stride + dim, (num_rows + 1) * stride):
-                        arena[d] = state
+                    _fill(arena, num_rows * stride + dim, stride - dim, state)
                     rows[n] = num_rows
                     num_rows += 1
                     break
@@ -102,12 +105,28 @@ def _draw(arena, at, dim, sign, seed, scale):
     counter; the upper 24 bits make the float.
     """
     key = sign ^ (seed * _MIX2)
-    for d in range(dim):
+    d = 0
+    while d + 16 <= dim:
+        store16(arena, at + d, uniform16(key, np.uint64(d + 1)) * splat16(scale))
+        d += 16
+    while d < dim:
         z = key + np.uint64(d + 1) * _GOLDEN
         z = (z ^ (z >> _U30)) * _MIX1
         z = (z ^ (z >> _U27)) * _MIX2
         z ^= z >> _U31
         arena[at + d] = (np.float32(np.int32(z >> np.uint64(40))) * _UNIT - np.float32(1)) * scale
+        d += 1
+
+
+@kernel
+def _fill(arena, at, count, value):
+    d = 0
+    while d + 16 <= count:
+        store16(arena, at + d, splat16(value))
+        d += 16
+    while d < count:
+        arena[at + d] = value
+        d += 1
 
 
 @kernel

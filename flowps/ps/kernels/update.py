@@ -14,6 +14,7 @@ from flowps.ps.kernels.pool import MEAN
 from flowps.ps.kernels.vector import load8, load16, prefetch, splat8, splat16, sqrt8, sqrt16, store8, store16
 
 SGD, ADAGRAD = 0, 1
+_LINE = 16  # floats of a cache line
 
 
 @kernel
@@ -32,26 +33,10 @@ def push(
     base = np.int64(0)
     for k in range(len(positions)):
         first = positions[k] * size
-        shift = base - offsets[first]
-        found = np.int64(0)
-        for b in range(size):
-            lo = offsets[first + b] + shift
-            hi = offsets[first + b + 1] + shift
-            scale = np.float32(1)
-            if pooling[k] == MEAN and hi - lo > 1:
-                scale = np.float32(1) / np.float32(hi - lo)
-            for i in range(lo, hi):
-                if i + AHEAD < len(rows):
-                    prefetch(seen, np.int64(rows[i + AHEAD]))
-                row = rows[i]
-                u = np.int64(seen[row]) - 1
-                if u < 0:
-                    u = found
-                    found += 1
-                    seen[row] = found
-                    distinct[u] = row
-                    _clear(sums, u * dim, dim)
-                _add(sums, u * dim, grads, b * width + columns[k], dim, scale)
+        if dim == _LINE:
+            found = _sum_lines(rows, base, offsets, first, size, pooling[k], grads, width, columns[k], seen, distinct, sums)
+        else:
+            found = _sum(rows, base, offsets, first, size, pooling[k], grads, width, columns[k], seen, distinct, sums, dim)
         for u in range(found):
             seen[distinct[u]] = 0
         if optimizer == SGD:
@@ -61,6 +46,56 @@ def push(
         total += found
         base += offsets[first + size] - offsets[first]
     return total
+
+
+@kernel
+def _sum_lines(rows, lo, offsets, first, size, pooling, grads, width, column, seen, distinct, sums):
+    """`_sum` for the dim used most: a bag's gradient stays in registers."""
+    found = 0
+    shift = lo - offsets[first]
+    for b in range(size):
+        hi = offsets[first + b + 1] + shift
+        grad = load16(grads, b * width + column)
+        if pooling == MEAN and hi - lo > 1:
+            grad = grad * splat16(np.float32(1) / np.float32(hi - lo))
+        for i in range(lo, hi):
+            if i + AHEAD < len(rows):
+                prefetch(seen, np.int64(rows[i + AHEAD]))
+            u = np.int64(seen[rows[i]]) - 1
+            if u < 0:
+                distinct[found] = rows[i]
+                store16(sums, found * _LINE, grad)
+                found += 1
+                seen[rows[i]] = found
+            else:
+                store16(sums, u * _LINE, load16(sums, u * _LINE) + grad)
+        lo = hi
+    return found
+
+
+@kernel
+def _sum(rows, lo, offsets, first, size, pooling, grads, width, column, seen, distinct, sums, dim):
+    """List the distinct rows of a slot in `distinct` and sum their gradients in `sums`; returns how many there are."""
+    found = 0
+    shift = lo - offsets[first]
+    for b in range(size):
+        hi = offsets[first + b + 1] + shift
+        scale = np.float32(1)
+        if pooling == MEAN and hi - lo > 1:
+            scale = np.float32(1) / np.float32(hi - lo)
+        for i in range(lo, hi):
+            if i + AHEAD < len(rows):
+                prefetch(seen, np.int64(rows[i + AHEAD]))
+            u = np.int64(seen[rows[i]]) - 1
+            if u < 0:
+                u = found
+                distinct[u] = rows[i]
+                found += 1
+                seen[rows[i]] = found
+                _clear(sums, u * dim, dim)
+            _add(sums, u * dim, grads, b * width + column, dim, scale)
+        lo = hi
+    return found
 
 
 @kernel

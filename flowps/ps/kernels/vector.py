@@ -130,5 +130,35 @@ def _arithmetic(op: Any, instruction: str) -> None:
 for _op, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
     _arithmetic(_op, _instruction)
 
+
+@intrinsic
+def uniform16(typing: Any, key: Any, counter: Any) -> Any:
+    """16 numbers in [-1, 1): SplitMix64 of `key` at the counters from `counter` on, the upper 24 bits as a float."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        words = ir.VectorType(ir.IntType(64), 16)
+
+        def all_of(number: int) -> Any:
+            return ir.Constant(words, [number] * 16)
+
+        def spread(word: Any) -> Any:
+            one = builder.insert_element(ir.Constant(words, ir.Undefined), word, ir.IntType(32)(0))
+            return builder.shuffle_vector(
+                one, ir.Constant(words, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16)
+            )
+
+        counters = builder.add(spread(args[1]), ir.Constant(words, list(range(16))))
+        z = builder.add(spread(args[0]), builder.mul(counters, all_of(0x9E3779B97F4A7C15)))
+        z = builder.mul(builder.xor(z, builder.lshr(z, all_of(30))), all_of(0xBF58476D1CE4E5B9))
+        z = builder.mul(builder.xor(z, builder.lshr(z, all_of(27))), all_of(0x94D049BB133111EB))
+        z = builder.xor(z, builder.lshr(z, all_of(31)))
+        floats = ir.VectorType(_FLOAT, 16)
+        upper = builder.trunc(builder.lshr(z, all_of(40)), ir.VectorType(ir.IntType(32), 16))
+        unit = builder.fmul(builder.sitofp(upper, floats), ir.Constant(floats, [2.0**-23] * 16))
+        return builder.fsub(unit, ir.Constant(floats, [1.0] * 16))
+
+    return Vector(16)(types.uint64, types.uint64), codegen
+
+
 load16, store16, splat16, sqrt16 = _load(16), _store(16), _splat(16), _sqrt(16)
 load8, store8, splat8, sqrt8 = _load(8), _store(8), _splat(8), _sqrt(8)
