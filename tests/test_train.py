@@ -238,6 +238,20 @@ class TestUnusualData:
         )
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"]["examples"] == 150
 
+    def test_lists_of_dictionaries_over_several_row_groups(self, tmp_path):
+        columns = good_columns(300)
+        tags = pa.array(columns["tags"], pa.list_(pa.string()))
+        nested = pa.ListArray.from_arrays(tags.offsets, tags.values.dictionary_encode())
+        for name, tags_ in (("plain", tags), ("nested", nested)):
+            file = write(tmp_path / f"{name}.parquet", {**columns, "tags": tags_}, row_group_size=100)
+            arguments = command(
+                "--data.train", file, "--run_dir", tmp_path / name, "--trainer.in_flight", 1, "--data.shuffle", "false"
+            )
+            assert main(arguments) == 0
+        rows = [pq.read_table(tmp_path / name / "embeddings" / "tags.parquet").sort_by("sign") for name in ("plain", "nested")]
+        assert rows[0].num_rows == 9
+        assert rows[0].equals(rows[1])
+
     def test_an_excluded_column_may_differ_between_files(self, tmp_path):
         columns = good_columns(50)
         write(tmp_path / "data" / "a.parquet", {**columns, "odd": list(range(50))})

@@ -36,7 +36,7 @@ class SampleFile:
     url            as fsspec opens it
     hive           key → value of all folders above it, also of those above the source that named it: a file has the same
                    columns whether one names it, its folder or a glob
-    columns        name → Arrow type, hive keys included
+    columns        name → Arrow type as read, hive keys included
     row_groups     rows of each row group
     values_per_row values of a row, those in lists counted, in the largest row group
     metadata       the file's key-value metadata
@@ -135,21 +135,22 @@ def read_table(partition: Partition, columns: Sequence[str]) -> pa.Table:
 
 
 def _read_row_groups(file: pq.ParquetFile, row_groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    try:
+    """Arrow cannot join lists of dictionaries of several row groups: they are read one by one, as lists of the values."""
+    nested = {
+        field.name: _plain(field.type) for field in file.schema_arrow if field.name in columns and _plain(field.type) != field.type
+    }
+    if not nested:
         return file.read_row_groups(list(row_groups), columns=list(columns), use_threads=False)
-    except pa.ArrowNotImplementedError:  # lists of dictionaries, when they come in several chunks
-        groups = [file.read_row_group(i, columns=list(columns), use_threads=False) for i in row_groups]
-        return pa.concat_tables([_without_nested_dictionaries(group) for group in groups])
+    groups = [file.read_row_group(i, columns=list(columns), use_threads=False) for i in row_groups]
+    return pa.concat_tables(
+        [group.cast(pa.schema([(field.name, nested.get(field.name, field.type)) for field in group.schema])) for group in groups]
+    )
 
 
-def _without_nested_dictionaries(table: pa.Table) -> pa.Table:
-    """Lists of dictionaries as lists of their values: Arrow cannot join those of several row groups."""
-    for i, name in enumerate(table.schema.names):
-        found = table.schema.types[i]
-        if pa.types.is_nested(found) and pa.types.is_dictionary(getattr(found, "value_type", pa.null())):
-            plain = pa.large_list(found.value_type.value_type)
-            table = table.set_column(i, name, table.column(i).cast(plain))
-    return table
+def _plain(found: pa.DataType) -> pa.DataType:
+    """The type as which a column is read: a list of dictionaries as a list of their values."""
+    is_list = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
+    return pa.large_list(found.value_type.value_type) if is_list and pa.types.is_dictionary(found.value_type) else found
 
 
 def _expand(source: str, knob: str) -> dict[str, Mapping[str, str]]:
@@ -221,7 +222,7 @@ def _read_footer(url: str, hive: Mapping[str, str]) -> SampleFile:
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise SchemaError(f"{url}: more than one column is named {twice}; every column needs a name of its own: rename them")
-    columns = dict.fromkeys(hive, HIVE_TYPE) | {f.name: f.type for f in schema}
+    columns = dict.fromkeys(hive, HIVE_TYPE) | {f.name: _plain(f.type) for f in schema}
     metadata = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (footer.metadata or {}).items()}
     hive = {k: v for k, v in hive.items() if k not in schema.names}
     return SampleFile(url, hive, columns, rows, values_per_row + len(hive), metadata)

@@ -147,11 +147,9 @@ class HubStream(Iterator[Batch]):
         """The task's result: Dask waits on until the task has ended, somewhere else too if its worker is lost."""
         try:
             result: PartitionBatches = future.result()
-        except CancelledError:
-            if not self._closed:
-                raise
-            raise StoppedError("reading samples: the stream was closed") from None
         except BaseException as error:
+            if self._closed and isinstance(error, CancelledError):
+                raise StoppedError("reading samples: the stream was closed") from None
             with self._lock:
                 self._error = error
             raise
