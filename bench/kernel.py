@@ -181,8 +181,9 @@ def main() -> None:
     measured = variants(work)
     seconds = {name: np.empty(NUM_BATCHES * ROUNDS) for name in measured}
     for turn in range(-1, NUM_BATCHES * ROUNDS):  # the first turn compiles; the last one overwrites what it took
-        for place, (name, measure) in enumerate(measured.items()):
-            seconds[name][turn] = measure((turn + place) % NUM_BATCHES)
+        # Each time in another order: a kernel that follows one which writes much pays for its lines.
+        for place, name in enumerate(np.random.default_rng(turn + 1).permutation(list(measured))):
+            seconds[name][turn] = measured[name]((turn + place) % NUM_BATCHES)
     signs, floor = float(np.mean([len(rows) for rows in work.rows])), float(np.median(seconds["gather floor"]))
     new = float(np.mean([(rows >= work.num_rows).mean() for rows in work.rows]))
     print(f"{signs:,.0f} signs a batch, {new:.0%} of them of rows not resident; {work.num_rows:,} rows resident")
