@@ -120,7 +120,8 @@ def _save(trainer: Trainer, path: str) -> None:
         trainer.model.save(unfinished)
         unfinished.rename(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
         raise RunDirError(f"{path}: the dense model cannot be written: {error.strerror or error}") from None
 
 

@@ -14,7 +14,7 @@ import distributed
 from flowps.cluster import roles
 from flowps.cluster.plan import Plan
 from flowps.cluster.run_dir import RunDir
-from flowps.errors import FlowpsError
+from flowps.errors import FlowpsError, RunDirError
 from flowps.status.event import Event, Finished, Metrics, from_wire
 
 _POLL_S = 0.2  # how long an interrupt may wait to be seen
@@ -51,7 +51,7 @@ def run(
     """Train on `client`. Every event goes to every subscriber, on the calling thread.
 
     `interrupted` is asked a few times a second; once it says True the trainer stops after its step, and what was trained is saved.
-    Raises what a role or a subscriber raised, after saving the rows if the trainer has saved its model.
+    Raises what a role or a subscriber raised, after saving the rows, unless nothing was trained or the model has given NaN.
     """
     run_id = f"flowps-{uuid.uuid4().hex[:12]}"
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -67,7 +67,7 @@ def run(
             finished, test = trainer.result()
         except BaseException as error:
             _stop(client, run_id, trainer)
-            saved = _rescue(shards, run_dir)
+            saved = _rescue(shards, run_dir, model_failed=isinstance(error, RunDirError))
             if saved and isinstance(error, FlowpsError):
                 raise type(error)(f"{error}; {saved}") from error
             raise
@@ -89,15 +89,22 @@ def _stop(client: distributed.Client, run_id: str, trainer: distributed.Future) 
             distributed.wait(trainer, timeout=_STOP_S)
 
 
-def _rescue(shards: Sequence[Any], run_dir: RunDir) -> str:
-    """Save the rows of a run that has failed; in words, what is left of it, or "" if the trainer left no model."""
-    if not run_dir.model.exists():
+def _rescue(shards: Sequence[Any], run_dir: RunDir, model_failed: bool) -> str:
+    """Save the rows of a run that has failed; in words, what is left of it.
+
+    "" if the trainer has left no model, because there was nothing to save; but not if it could not be written (`model_failed`): the
+    rows may well be.
+    """
+    has_model = run_dir.model.exists()
+    if not has_model and not model_failed:
         return ""
     try:
         rows = _export(shards, run_dir)
     except FlowpsError as error:
-        return f"of what was trained before only the dense model is in {run_dir.path}: {error}"
-    return f"what was trained before, {rows:,} rows and the dense model, is in {run_dir.path}"
+        return f"of what was trained before only the dense model is in {run_dir.path}: {error}" if has_model else ""
+    if not rows and not has_model:
+        return ""
+    return f"what was trained before, {rows:,} rows {'and the' if has_model else 'without the'} dense model, is in {run_dir.path}"
 
 
 def _export(shards: Sequence[Any], run_dir: RunDir) -> int:

@@ -14,6 +14,7 @@ The directory is locked while a run uses it: two at once would leave a mixture.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -39,12 +40,13 @@ class RunDir:
         self.embeddings = path / "embeddings"
         self.summary = path / "summary.json"
         self.previous = path / "previous"
+        self._aside = path / "previous.unfinished"
         self._config, self._schema = path / "config.toml", path / "schema.json"
         self._metrics, self._status = path / "metrics.jsonl", path / "status.jsonl"
         self._lock: int | None = None
 
     def prepare(self, config: Config, schema: Schema) -> bool:
-        """Create the directory, or take it over from an earlier run with the same schema. Returns whether there was one.
+        """Create the directory, or take it over from an earlier run with the same schema. Returns whether `previous` has results.
 
         What an earlier run trained is kept in `previous/` until this run has finished. Raises RunDirError when the directory cannot
         be written, is in use by another run, holds something that is no run, or a run with another schema.
@@ -81,6 +83,10 @@ class RunDir:
             raise RunDirError(
                 f"run directory {self.path}: another run is using it; wait until that has ended, or choose another with --run_dir"
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            # A file system without locks, over a network: the run goes on without one.
 
     def record(self, event: Event) -> None:
         """Append an event to the file it belongs to."""
@@ -101,23 +107,27 @@ class RunDir:
 
     def _put_aside(self) -> None:
         """Move what the earlier run trained to `previous/`, its own `previous/` too; of one that trained nothing, nothing stays."""
-        left = [self.model, self.summary, self.embeddings, self._config, self._schema, self._metrics, self._status]
-        if not any(path.exists() for path in (self.model, self.summary, self.embeddings)):
-            for path in left:
-                path.unlink(missing_ok=True)
-            return
-        aside = self.path / "previous.unfinished"
-        aside.mkdir()
-        for path in (*left, self.previous):
+        left = [self.model, self.summary, self.embeddings, self._config, self._metrics, self._status, self.previous, self._schema]
+        if not self._aside.exists():  # or an interrupted move is taken up again
+            if not any(path.exists() for path in (self.model, self.summary, self.embeddings)):
+                for path in left:
+                    if path != self.previous:
+                        path.unlink(missing_ok=True)
+                return
+            self._aside.mkdir()
+        for path in left:
             if path.exists():
-                path.rename(aside / path.name)
-        aside.rename(self.previous)
+                path.rename(self._aside / path.name)
+        self._aside.rename(self.previous)
 
     def _check_earlier(self, schema: Schema) -> bool:
         if not any(self.path.iterdir()):
             return False
         try:
-            found = json.loads(self._schema.read_text(encoding="utf-8"))
+            # While results are put aside, and until the new schema is written, it stands with them.
+            places = (self._schema, self._aside / self._schema.name, self.previous / self._schema.name)
+            schema_file = next((path for path in places if path.exists()), self._schema)
+            found = json.loads(schema_file.read_text(encoding="utf-8"))
             if not isinstance(found, dict):
                 raise ValueError("not an object")
         except (OSError, ValueError):

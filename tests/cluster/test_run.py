@@ -69,6 +69,19 @@ def test_when_saving_fails_too_the_first_error_is_still_said(
         run(client, made, run_dir, [full], lambda: False)
 
 
+def test_a_model_that_cannot_be_written_does_not_take_the_rows_with_it(
+    client: distributed.Client, make_plan: Callable[..., Plan], prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
+) -> None:
+    made = make_plan()
+    run_dir = prepared(made, tmp_path / "run")
+    run_dir.model.with_suffix(".unfinished.keras").mkdir()
+    with pytest.raises(
+        RunDirError, match=r"dense model cannot be written: .*; what was trained before, 20 rows without the dense model"
+    ):
+        run(client, made, run_dir, [lambda event: None], lambda: False)
+    assert pq.read_metadata(tmp_path / "run" / "embeddings" / "user.parquet").num_rows == USERS
+
+
 def test_a_bug_in_a_subscriber_stops_the_trainer(
     client: distributed.Client, make_plan: Callable[..., Plan], prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -138,6 +141,49 @@ def test_what_a_run_saved_before_it_failed_is_kept_with_what_it_had_kept(tmp_pat
     leave(tmp_path, 3, finish=True)
     assert (tmp_path / "model.keras").read_text() == "model of 3"
     assert not (tmp_path / "previous").exists()
+
+
+@pytest.mark.parametrize("moved", range(8))
+def test_a_move_that_was_interrupted_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
+    """The run is killed after so many of the files were put aside."""
+    leave(tmp_path, 1, finish=True)
+    leave(tmp_path, 2, finish=False)
+    rename, renamed = Path.rename, []
+
+    def killed(path: Path, target: Path) -> Path:
+        if len(renamed) == moved:
+            raise KeyboardInterrupt
+        renamed.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as killing:
+        killing.setattr(Path, "rename", killed)
+        with suppress(KeyboardInterrupt):
+            take(tmp_path)
+    assert take(tmp_path)
+    assert (tmp_path / "previous" / "model.keras").read_text() == "model of 2"
+    assert (tmp_path / "previous" / "previous" / "model.keras").read_text() == "model of 1"
+    assert not (tmp_path / "previous.unfinished").exists()
+
+
+def test_a_run_killed_between_the_move_and_its_own_schema_is_no_foreign_directory(tmp_path: Path) -> None:
+    leave(tmp_path, 1, finish=True)
+    assert take(tmp_path)
+    for path in tmp_path.iterdir():
+        if path.is_file():
+            path.unlink()
+    assert take(tmp_path)
+    assert (tmp_path / "previous" / "model.keras").read_text() == "model of 1"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    take(tmp_path / "run")
+    assert (tmp_path / "run" / "schema.json").exists()
 
 
 def test_where_nothing_was_trained_nothing_is_said_to_be_kept(tmp_path: Path) -> None:
