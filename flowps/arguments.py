@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
-from flowps.config import Config
+from flowps.config import Config, Slot, SlotDefault
 from flowps.errors import ConfigError
 from flowps.knob import Knob, closest, knobs, load, slot_knob
 from flowps.version import __version__
@@ -22,7 +23,8 @@ In a TOML file, [[slot]] entries set what differs for one column from [slot_defa
     dim = 32
     capacity_rows = 5_000_000
 
-On the command line: --slot.user_id.dim 32. Every knob of [slot_default] can be set so.
+On the command line: --slot.user_id.dim 32. Every knob of [slot_default] can be set so, and
+what only a slot has:
 """
 
 
@@ -34,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(command: str, description: str, argv: Sequence[str]) -> Config:
     """The run that `argv` describes. `--help` and `--version` print and exit; anything wrong raises ConfigError."""
-    parser = _Parser(command, description=description, epilog=_SLOT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = _Parser(command, description=description, epilog=_slot_help(), formatter_class=argparse.RawDescriptionHelpFormatter,
                      allow_abbrev=False, usage=f"{command} [run.toml] [--section.key value ...]")  # fmt: skip
     parser.add_argument("toml", nargs="?", type=Path, metavar="run.toml", help="a run's description; knobs below override it")
     parser.add_argument("--version", action="version", version=f"flowps {__version__}")
@@ -62,6 +64,14 @@ def _slot_knobs(argv: Sequence[str]) -> Iterator[Knob]:
     for path in dict.fromkeys(arg[2:].partition("=")[0] for arg in argv if arg.startswith("--slot.")):
         if (knob := slot_knob(path)) is not None:
             yield knob
+
+
+def _slot_help() -> str:
+    """The end of `--help`: how a slot is described."""
+    keys = [key for key in Slot.__struct_fields__ if key not in SlotDefault.__struct_fields__]
+    own = [knob for key in keys if (knob := slot_knob(f"slot.NAME.{key}")) is not None]
+    shown = [textwrap.fill(_help(k), 90, initial_indent=" " * 8, subsequent_indent=" " * 8) for k in own]
+    return "\n".join([_SLOT_HELP, *(f"    --{k.path} {_metavar(k)}\n{text}" for k, text in zip(own, shown, strict=True))])
 
 
 def _arity(knob: Knob) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ class Batch:
     labels   float32 [size], each 0 or 1
     dense    float32 [size, dense_width], finite
     signs    uint64 [nnz], slot-major: first all signs of slot 0 in sample order, then slot 1, …
+    shares   float32 [nnz], the weight of each sign in its bag, or None: all 1
     offsets  int32 [num_slots * size + 1]: the bag of slot s and sample b is `signs[offsets[k]:offsets[k + 1]]`, k = s * size + b
     """
 
@@ -34,6 +36,7 @@ class Batch:
     dense: Float32
     signs: Uint64
     offsets: Int32
+    shares: Float32 | None = None
 
     @property
     def size(self) -> int:
@@ -54,12 +57,20 @@ class Batch:
         # Bag lengths as [slot, sample] make the join a concatenation along the sample axis.
         lengths = np.concatenate([np.diff(p.offsets).reshape(num_slots, p.size) for p in pieces], axis=1)
         bounds = [p.offsets[:: p.size] for p in pieces]
-        signs = [p.signs[at[s] : at[s + 1]] for s in range(num_slots) for p, at in zip(pieces, bounds, strict=True)]
+
+        def joined(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+            parts = [v[at[s] : at[s + 1]] for s in range(num_slots) for v, at in zip(values, bounds, strict=True)]
+            return np.concatenate(parts) if parts else values[0][:0]
+
+        weighted = any(p.shares is not None for p in pieces)
         return Batch(
             labels=np.concatenate([p.labels for p in pieces]),
             dense=np.concatenate([p.dense for p in pieces]),
-            signs=np.concatenate(signs) if signs else np.empty(0, np.uint64),
+            signs=joined([p.signs for p in pieces]),
             offsets=offsets_of(lengths),
+            shares=joined([np.ones(len(p.signs), np.float32) if p.shares is None else p.shares for p in pieces])
+            if weighted
+            else None,
         )
 
 

@@ -50,15 +50,15 @@ def knobs() -> Iterator[Knob]:
 def slot_knob(path: str) -> Knob | None:
     """The knob of one slot, `slot.NAME.key` (NAME may hold dots), or None for a path that is none."""
     section, _, key = path.rpartition(".")
-    knob = next((k for k in knobs() if k.path == f"slot_default.{key}"), None)
-    if knob is None or not section.startswith("slot.") or section == "slot.":
+    if not section.startswith("slot.") or section == "slot.":
         return None
-    return msgspec.structs.replace(knob, path=path)
+    knob = next((k for k in _knobs(Slot, "") if k.path == key), None)
+    return None if knob is None else msgspec.structs.replace(knob, path=path)
 
 
 def _knobs(section: type[msgspec.Struct], prefix: str) -> Iterator[Knob]:
     for field in msgspec.structs.fields(section):
-        if field.name == "slot":
+        if field.name == "slot" or field.required:  # a slot's name is what finds the entry
             continue
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield from _knobs(field.type, f"{prefix}{field.name}.")
@@ -185,8 +185,8 @@ def _convert(tree: dict[str, Any]) -> Config:
         found: Any = tree
         for part in re.findall(r"[^.\[\]]+", path):
             found = found[int(part) if part.isdigit() else part]
-        of = re.sub(r"\[\d+\]$", "", re.sub(r"^slot\[\d+\]", "slot_default", path))
-        knob = next((k for k in knobs() if k.path == of), None)
+        of = re.sub(r"\[\d+\]$", "", re.sub(r"^slot\[\d+\]\.", "slot.NAME.", path))
+        knob = next((k for k in knobs() if k.path == of), None) or slot_knob(of)
         raise ConfigError(_refusal(path or "the file", what, found, knob)) from None
 
 

@@ -112,6 +112,7 @@ def test_a_slots_knob_adds_an_entry_or_changes_the_one_of_the_file(tmp_path: Pat
     user, group = config.slot
     assert (user.name, user.dim, user.hash_size, user.pooling) == ("user_id", 8, 9, "mean")
     assert (group.name, group.dim, group.init_scale, group.pooling) == ("ad-group.v2", 4, 1e-3, "mean")
+    assert [slot.weights for slot in run(str(toml), "--slot.user_id.weights", "w").slot] == ["w"]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,11 @@ def test_help_tells_every_knob_with_description_default_and_range(help_text: str
     shown = default.lower() if knob.is_bool else default or "none"
     assert f"(default: {shown}" in entry
     assert knob.range in entry
+
+
+def test_help_tells_what_only_a_slot_has(help_text: str):
+    at = help_text.index(" --slot.NAME.weights TEXT ")
+    assert "the column with the weight of each value" in help_text[at : at + 400]
 
 
 def test_help_shows_sections_file_and_slot_entries(help_text: str):

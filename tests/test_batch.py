@@ -15,15 +15,25 @@ UINT64 = st.integers(0, 2**64 - 1)
 
 @st.composite
 def pieces(draw: st.DrawFn) -> list[Batch]:
-    """1 … 4 batches of the same width, of one row or more; bags, slots and dense columns may be missing altogether."""
+    """1 … 4 batches of the same width, of one row or more; bags, slots, dense columns and shares may be missing altogether."""
     num_slots, dense_width = draw(st.integers(0, 3)), draw(st.integers(0, 2))
-    row = st.builds(
-        naive.Sample,
-        label=st.sampled_from([0.0, 1.0]),
-        dense=st.tuples(*[st.floats(-1e6, 1e6, width=32)] * dense_width),
-        bags=st.tuples(*[st.lists(UINT64, max_size=3).map(tuple)] * num_slots),
+
+    def row(weighted: bool) -> st.SearchStrategy[naive.Sample]:
+        number = st.floats(-1e6, 1e6, width=32)
+        bags = st.tuples(*[st.lists(st.tuples(UINT64, number), max_size=3)] * num_slots)
+        return st.builds(
+            lambda label, dense, bags: naive.Sample(
+                label, dense,
+                tuple(tuple(sign for sign, _ in bag) for bag in bags),
+                tuple(tuple(share for _, share in bag) for bag in bags) if weighted else None,
+            ),
+            st.sampled_from([0.0, 1.0]), st.tuples(*[number] * dense_width), bags,
+        )  # fmt: skip
+
+    rows = st.one_of(
+        st.lists(row(weighted), min_size=1, max_size=4) for weighted in draw(st.sampled_from([[False], [True], [False, True]]))
     )
-    return [naive.batch(rows) for rows in draw(st.lists(st.lists(row, min_size=1, max_size=4), min_size=1, max_size=4))]
+    return [naive.batch(of_piece) for of_piece in draw(st.lists(rows, min_size=1, max_size=4))]
 
 
 @settings(max_examples=100, deadline=None)
@@ -38,10 +48,19 @@ def test_one_piece_is_returned_as_is() -> None:
 
 
 def test_concat_copies_two_pieces() -> None:
-    parts = [naive.batch([naive.Sample(1.0, (0.5,), ((7, 8), (9,)))]) for _ in range(2)]
+    parts = [naive.batch([naive.Sample(1.0, (0.5,), ((7, 8), (9,)), ((1.0, 2.0), (3.0,)))]) for _ in range(2)]
     whole = Batch.concat(parts)
-    for name in ("labels", "dense", "signs", "offsets"):
+    for name in ("labels", "dense", "signs", "offsets", "shares"):
         assert not any(np.shares_memory(getattr(whole, name), getattr(part, name)) for part in parts), name
+
+
+def test_shares_are_joined_slot_by_slot_and_are_1_where_a_piece_has_none() -> None:
+    weighted = naive.batch([naive.Sample(0.0, (), ((1, 2), (3,)), ((0.5, 2.0), (4.0,)))])
+    plain = naive.batch([naive.Sample(0.0, (), ((5,), (6, 7)))])
+    shares = Batch.concat([weighted, plain, weighted]).shares
+    assert shares is not None
+    assert shares.tolist() == [0.5, 2.0, 1.0, 0.5, 2.0, 4.0, 1.0, 1.0, 4.0]
+    assert Batch.concat([plain, plain]).shares is None
 
 
 @pytest.mark.parametrize("num_slots", [0, 1, 3])

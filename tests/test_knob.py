@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flowps.config import Config, Slot, SlotDefault
 from flowps.errors import ConfigError
-from flowps.knob import closest, dump, knobs, load
+from flowps.knob import closest, dump, knobs, load, slot_knob
 
 KNOBS = {knob.path: knob for knob in knobs()}
 FLOAT_KNOBS = sorted(path for path, knob in KNOBS.items() if type(knob.default) is float)
@@ -403,8 +403,34 @@ def test_every_number_has_a_lower_bound(path: str):
     assert KNOBS[path].range.startswith(("≥", ">"))
 
 
-def test_a_slot_entry_has_a_name_beside_the_knobs_of_slot_default():
-    assert set(Slot.__struct_fields__) - set(SlotDefault.__struct_fields__) == {"name"}
+def test_a_slot_entry_has_a_name_and_weights_beside_the_knobs_of_slot_default():
+    assert set(Slot.__struct_fields__) - set(SlotDefault.__struct_fields__) == {"name", "weights"}
+
+
+@pytest.mark.parametrize("key", sorted(set(Slot.__struct_fields__) - {"name"}))
+def test_every_knob_of_a_slot_can_be_set_for_one(key: str):
+    knob = slot_knob(f"slot.a.b.{key}")
+    assert knob is not None
+    assert knob.path == f"slot.a.b.{key}"
+    assert len(knob.description) >= 10
+    default = str(knob.default).lower() if knob.is_bool else str(knob.default)
+    assert load(None, [(knob.path, [default])]) == Config(slot=(Slot(name="a.b"),))
+
+
+@pytest.mark.parametrize(
+    "path", ["slot.a.name", "slot..dim", "slot.dim", "slot", "slot.a", "slot_default.dim", "slot_default.weights"]
+)
+def test_what_is_no_knob_of_a_slot(path: str):
+    assert slot_knob(path) is None
+
+
+def test_weights_belong_to_one_slot(write):
+    config = load(write('[[slot]]\nname = "a"\nweights = "w"\n[[slot]]\nname = "b"\n'))
+    assert [config.slot_named(name).weights for name in "abc"] == ["w", "", ""]
+    assert refusal(write('[slot_default]\nweights = "w"')).startswith("slot_default.weights: no such knob")
+    message = refusal(write('[[slot]]\nname = "a"\nweights = 1'))
+    assert message.startswith("slot[0].weights: ")
+    assert "the column with the weight of each value" in message
 
 
 # --- dump → load ------------------------------------------------------------------------------------------------------
@@ -429,7 +455,10 @@ def values_of(annotated: Any) -> st.SearchStrategy[Any]:
     if bare is int:
         return st.integers(bound("ge"), bound("le") if bound("le") is not None else (1 << 63) - 1)
     if bare is float:
-        return st.floats(bound("ge", "gt"), bound("le"), exclude_min=bound("gt") is not None, allow_nan=False, allow_infinity=False)
+        return st.floats(
+            bound("ge", "gt"), bound("le", "lt"), exclude_min=bound("gt") is not None, exclude_max=bound("lt") is not None,
+            allow_nan=False, allow_infinity=False,
+        )  # fmt: skip
     assert bare is str, f"teach this test about {bare}"
     return st.text(min_size=bound("min_length") or 0, max_size=12)
 

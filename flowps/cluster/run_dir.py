@@ -165,7 +165,8 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     if there.keys() != now.keys():
         return f"slots only there: {sorted(there.keys() - now.keys())[:5]}, only now: {sorted(now.keys() - there.keys())[:5]}"
     for name, slot in now.items():
-        for setting in ("type", "seed", "dim", "pooling", "hash_size", "optimizer"):
-            if there[name].get(setting) != slot[setting]:
-                return f"slot {name!r}: {setting} {there[name].get(setting)!r} there, {slot[setting]!r} now"
+        earlier = {"weights": "", **there[name]}  # runs from before there were weights do not name them
+        for setting in ("type", "seed", "dim", "pooling", "hash_size", "optimizer", "weights"):
+            if earlier.get(setting) != slot[setting]:
+                return f"slot {name!r}: {setting} {earlier.get(setting)!r} there, {slot[setting]!r} now"
     return None if list(there) == list(now) else "slots in another order"

@@ -1,11 +1,12 @@
 """An Arrow table → batches: columns checked and converted whole, then cut into batches in the (shuffled) order of rows.
 
-Covers labels, dense columns and slots of every supported type, and nulls. Does not read files and keeps no state; runs inside
-a hub task, on one thread, mostly without the GIL. No Python runs per row or per value.
+Covers labels, dense columns, slots of every supported type and their weights, and nulls. Does not read files and keeps no state;
+runs inside a hub task, on one thread, mostly without the GIL. No Python runs per row or per value.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,10 +28,14 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Bags:
-    """The signs of one slot in storage order: row r has `signs[starts[r]:starts[r + 1]]`, or just `signs[r]` if starts is None."""
+    """The signs of one slot in storage order: row r has `signs[starts[r]:starts[r + 1]]`, or just `signs[r]` if starts is None.
+
+    shares   the weight of each sign, if the slot has weights
+    """
 
     signs: Uint64
     starts: Int64 | None
+    shares: Float32 | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +58,14 @@ class Dense:
 def decode(table: pa.Table, schema: Schema, dense: Dense, where: str, first_row: int = 0) -> Columns:
     """Check and convert the columns of `table`. Errors name `where` (the file) and the row, counted from `first_row`.
 
-    Raises DataError for a label that is null or neither 0 nor 1, and for NaN or infinity in a dense column.
+    Raises DataError for a label that is null or neither 0 nor 1, for NaN or infinity in a dense column, and for weights that are
+    null, NaN, infinite, or not as many as the values.
     """
     place = _Place(where, first_row)
     return Columns(
         labels=_labels(_whole(table, schema.label), schema.label, place),
         dense=_dense(table, schema.dense, dense, place),
-        slots=tuple(_bags(_whole(table, slot.name), slot) for slot in schema.slots),
+        slots=tuple(_bags(table, slot, place) for slot in schema.slots),
     )
 
 
@@ -67,6 +73,7 @@ def cut(columns: Columns, order: Int64 | None, bounds: Sequence[int]) -> list[Ba
     """Batches of the rows `order[bounds[i]:bounds[i + 1]]` (storage order if None). `order` and `bounds` cover all rows.
 
     Slot by slot through all batches, so that one slot's signs stay in the cache. The batches are views of arrays that they share.
+    They have shares if any slot has; those of the others are 1.
     """
     if order is None:
         order = np.arange(len(columns.labels), dtype=np.int64)
@@ -78,15 +85,22 @@ def cut(columns: Columns, order: Int64 | None, bounds: Sequence[int]) -> list[Ba
     offsets = [offsets_of(lengths[:, lo:hi]) for lo, hi in ranges]
     first = np.cumsum([0, *(of_batch[-1] for of_batch in offsets)])
     signs = np.empty(first[-1], np.uint64)
+    shares = np.ones(first[-1], np.float32) if any(bags.shares is not None for bags in columns.slots) else None
     edges = np.array(bounds, np.int64)
     for s, bags in enumerate(columns.slots):
         bases = np.array([first[k] + offsets[k][s * (hi - lo)] for k, (lo, hi) in enumerate(ranges)], np.int64)
-        if bags.starts is None:
-            place_singles(bags.signs, order, edges, bases, signs)
-        else:
-            place_bags(bags.signs, bags.starts, order, edges, bases, signs)
+        for values, out in ((bags.signs, signs), (bags.shares, shares)):
+            if values is None:
+                continue
+            if bags.starts is None:
+                place_singles(values, order, edges, bases, out)
+            else:
+                place_bags(values, bags.starts, order, edges, bases, out)
     labels, dense = columns.labels[order], columns.dense[order]
-    return [Batch(labels[lo:hi], dense[lo:hi], signs[first[k] : first[k + 1]], offsets[k]) for k, (lo, hi) in enumerate(ranges)]
+    return [
+        Batch(labels[lo:hi], dense[lo:hi], signs[a:b], offsets[k], None if shares is None else shares[a:b])
+        for k, ((lo, hi), (a, b)) in enumerate(zip(ranges, pairwise(first), strict=True))
+    ]
 
 
 # --- columns --------------------------------------------------------------------------------------------------------------
@@ -100,10 +114,11 @@ class _Place:
     first_row: int
 
     def refuse(
-        self, column: str, bad: NDArray[np.bool_], values: NDArray[Any] | None, expected: str, or_else: str = ""
+        self, column: str, bad: NDArray[np.bool_], values: NDArray[Any] | str, expected: str, or_else: str = ""
     ) -> DataError:
+        """The error for the rows that are `bad`; `values` has what was found in each row, or says it of the first bad one."""
         row = int(np.argmax(bad))
-        found = "null" if values is None else repr(values[row].item())
+        found = values if isinstance(values, str) else repr(values[row].item())
         return DataError(
             f"{self.where}: column {column!r}, row {self.first_row + row}: found {found}, expected {expected} "
             f"({int(bad.sum())} such rows in this partition); clean the data{or_else}"
@@ -122,7 +137,7 @@ def _nulls(column: pa.Array) -> NDArray[np.bool_]:
 
 def _labels(column: pa.Array, name: str, place: _Place) -> Float32:
     if column.null_count:
-        raise place.refuse(name, _nulls(column), None, "0 or 1")
+        raise place.refuse(name, _nulls(column), "null", "0 or 1")
     values = column.to_numpy(zero_copy_only=False)
     bad = (values != 0) & (values != 1)
     if bad.any():
@@ -134,8 +149,7 @@ def _dense(table: pa.Table, names: Sequence[str], how: Dense, place: _Place) -> 
     out = np.empty((table.num_rows, len(names)), np.float32)
     for i, name in enumerate(names):
         column = _whole(table, name)
-        # A double beyond float32 becomes infinite here, and is refused with the others.
-        values = column.cast(pa.float32(), safe=False).fill_null(how.fill).to_numpy(zero_copy_only=False)
+        values = _floats(column, how.fill)
         bad = ~np.isfinite(values)
         if bad.any():
             found = column.to_numpy(zero_copy_only=False)
@@ -144,23 +158,56 @@ def _dense(table: pa.Table, names: Sequence[str], how: Dense, place: _Place) -> 
     return out
 
 
-def _bags(column: pa.Array, slot: Slot) -> Bags:
-    """Signs of a slot column; nulls, null lists and nulls inside lists give no sign."""
+def _floats(column: pa.Array, fill: float) -> Float32:
+    """Numbers of any type as float32. A double beyond float32 becomes infinite here, and is refused with the others."""
+    return column.cast(pa.float32(), safe=False).fill_null(fill).to_numpy(zero_copy_only=False)
+
+
+def _bags(table: pa.Table, slot: Slot, place: _Place) -> Bags:
+    """Signs of a slot column, and their shares; nulls, null lists and nulls inside lists give no sign."""
+    values, starts = _flat(_whole(table, slot.name))
+    values = _null_by_index(values)
+    shares = _shares(_whole(table, slot.weights), slot, values, starts, place) if slot.weights else None
+    if values.null_count:
+        starts = _ranks(values) if starts is None else _ranks(values)[starts]
+        values = values.drop_null()
+    return Bags(_signs(values, slot), starts, shares)
+
+
+def _flat(column: pa.Array) -> tuple[pa.Array, Int64 | None]:
+    """The values of all rows, and where those of each row start, int64 [n + 1]; None where each row is one value."""
     if pa.types.is_fixed_size_list(column.type):
         column = column.cast(pa.list_(column.type.value_type))
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
         starts = np.zeros(len(column) + 1, np.int64)
         np.cumsum(lengths, out=starts[1:])
-        values = _null_by_index(column.flatten())  # leaves out what null lists may hide
-        if values.null_count:
-            starts = _ranks(values)[starts]
-            values = values.drop_null()
-        return Bags(_signs(values, slot), starts)
-    column = _null_by_index(column)
-    if column.null_count:
-        return Bags(_signs(column.drop_null(), slot), _ranks(column))
-    return Bags(_signs(column, slot), None)
+        return column.flatten(), starts  # leaves out what null lists may hide
+    return column, None
+
+
+def _shares(column: pa.Array, slot: Slot, values: pa.Array, starts: Int64 | None, place: _Place) -> Float32:
+    """The weights of the slot's `values` that are not null; of the others they may be anything."""
+    weights, starts_of_weights = _flat(column)
+    if starts is not None and starts_of_weights is not None:
+        lengths, expected = np.diff(starts_of_weights), np.diff(starts)
+        bad = lengths != expected
+        if bad.any():
+            row = int(np.argmax(bad))
+            found = f"a list of {lengths[row]}" if column[row].is_valid else "null"
+            wanted = f"a list of {expected[row]}: one weight for each value of slot {slot.name!r}"
+            raise place.refuse(slot.weights, bad, found, wanted)
+    shares = _floats(weights, math.nan)
+    used = values.is_valid().to_numpy(zero_copy_only=False)
+    bad = used & ~np.isfinite(shares)
+    if bad.any():
+        at = np.flatnonzero(bad)
+        bad_rows = np.zeros(len(column), bool)
+        bad_rows[at if starts is None else np.searchsorted(starts, at, side="right") - 1] = True
+        found = weights[int(at[0])].as_py()
+        wanted = f"a finite float32 number, the weight of a value of slot {slot.name!r}"
+        raise place.refuse(slot.weights, bad_rows, "null" if found is None else repr(found), wanted)
+    return shares[used]
 
 
 def _null_by_index(values: pa.Array) -> pa.Array:

@@ -1,4 +1,4 @@
-"""The published hash: a feature value → its 64-bit sign, and the kernels that place signs into batches.
+"""The published hash: a feature value → its 64-bit sign, and the kernels that place signs and their shares into batches.
 
     seed(slot)  = xxh64(UTF-8 of the slot's name, seed 0)
     sign(value) = xxh64(bytes of the value, seed(slot))
@@ -140,21 +140,24 @@ def bag_lengths(starts, rows, lengths):
 
 
 @_kernel
-def place_singles(signs, rows, bounds, bases, out):
-    """One sign per row: those of rows `rows[bounds[k]:bounds[k + 1]]` go to `out[bases[k]:]`, for each batch k."""
+def place_singles(values, rows, bounds, bases, out):
+    """One value (sign or share) per row: those of rows `rows[bounds[k]:bounds[k + 1]]` go to `out[bases[k]:]`, for each batch k.
+
+    `values` and `out` are of one type: numba compiles the kernel for each that comes.
+    """
     for k in range(len(bases)):
         for i in range(bounds[k], bounds[k + 1]):
-            out[bases[k] + i - bounds[k]] = signs[rows[i]]
+            out[bases[k] + i - bounds[k]] = values[rows[i]]
 
 
 @_kernel
-def place_bags(signs, starts, rows, bounds, bases, out):
-    """As `place_singles`, for the bags `signs[starts[r]:starts[r + 1]]` of rows r, one after the other."""
+def place_bags(values, starts, rows, bounds, bases, out):
+    """As `place_singles`, for the bags `values[starts[r]:starts[r + 1]]` of rows r, one after the other."""
     for k in range(len(bases)):
         n = bases[k]
         for j in range(bounds[k], bounds[k + 1]):
             for i in range(starts[rows[j]], starts[rows[j] + 1]):
-                out[n] = signs[i]
+                out[n] = values[i]
                 n += 1
 
 

@@ -1,4 +1,4 @@
-"""What each column of the sample files is: the label, a dense number, a slot, or left out.
+"""What each column of the sample files is: the label, a dense number, a slot, the weights of one, or left out.
 
 Covers inference from Arrow types, the corrections of the config, and what is kept in `schema.json`. Does not read rows.
 Called by the command when a run is planned, and by `decode`, which trusts it.
@@ -39,7 +39,16 @@ class Schema:
     @property
     def columns(self) -> list[str]:
         """Names of the columns that are read."""
-        return [self.label, *self.dense, *(slot.name for slot in self.slots)]
+        return [self.label, *self.dense, *(slot.name for slot in self.slots), *self.weights]
+
+    @property
+    def weights(self) -> dict[str, list[str]]:
+        """Columns that weigh the values of slots → the names of those slots."""
+        found: dict[str, list[str]] = {}
+        for slot in self.slots:
+            if slot.weights:
+                found.setdefault(slot.weights, []).append(slot.name)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The content of `schema.json`: everything that decides whether two runs train the same rows."""
@@ -59,8 +68,8 @@ def infer(columns: Mapping[str, pa.DataType], config: Config) -> Schema:
     """The schema of files with these `columns` (hive keys included), corrected by `config.data` and its `[[slot]]` entries.
 
     Float columns are dense; integer, boolean, string, dictionary and list columns are slots. Times and vectors of floats are
-    no features as they stand and are left out. Raises SchemaError for a missing label, a name that is no column, and a column
-    whose type has no use, unless excluded.
+    no features as they stand and are left out; the weights of a slot are nothing else. Raises SchemaError for a missing label, a
+    name that is no column, weights that do not fit their slot, and a column whose type has no use, unless excluded.
     """
     data = config.data
     if data.label not in columns:
@@ -79,10 +88,16 @@ def infer(columns: Mapping[str, pa.DataType], config: Config) -> Schema:
         raise SchemaError(f"[[slot]] {name!r}: no such column in the files{_closest(name, columns)}")
     for name in wanted_slots & (wanted_dense | excluded | {data.label}):
         raise SchemaError(f"column {name!r} has a [[slot]] entry and is also the label, in data.dense or in data.exclude; keep one")
+    taken = {data.label: "the label"} | dict.fromkeys(wanted_dense, "in data.dense") | dict.fromkeys(excluded, "in data.exclude")
+    taken |= dict.fromkeys(wanted_slots, "a [[slot]] of its own")
+    weights = {slot.weights for slot in config.slot if slot.weights}
+    for slot in config.slot:
+        if slot.weights:
+            _check_weights(slot, columns, taken)
 
     dense, slots, left_out, refused = [], [], {}, []
     for name, found in columns.items():
-        if name == data.label:
+        if name == data.label or name in weights:
             continue
         if name in excluded:
             left_out[name] = "data.exclude"
@@ -157,6 +172,23 @@ def _no_feature(found: pa.DataType) -> str | None:
     if _is_list(found) and pa.types.is_floating(found.value_type):
         return f"{found}: a vector of numbers is neither dense nor a slot"
     return None
+
+
+def _check_weights(slot: Slot, columns: Mapping[str, pa.DataType], taken: Mapping[str, str]) -> None:
+    """Raise SchemaError unless the slot's weights are a column of numbers as nested as its own, and not `taken` for another use."""
+    name = slot.weights
+    if name not in columns:
+        raise SchemaError(f"[[slot]] {slot.name!r}: weights: no column {name!r} in the files{_closest(name, columns)}")
+    if name in taken:
+        raise SchemaError(f"column {name!r} has the weights of [[slot]] {slot.name!r} and is also {taken[name]}; keep one")
+    found, of_slot = columns[name], columns[slot.name]
+    number = found.value_type if _is_list(found) else found
+    if _is_list(found) != _is_list(of_slot) or not (pa.types.is_floating(number) or pa.types.is_integer(number)):
+        expected = "a list of floats or integers" if _is_list(of_slot) else "floats or integers"
+        raise SchemaError(
+            f"[[slot]] {slot.name!r}: weights: column {name!r} is {found}, expected {expected}, for {slot.name!r} is {of_slot}; "
+            "cast the column, or set weights to another"
+        )
 
 
 def _matching(patterns: Iterable[str], columns: Iterable[str], knob: str) -> set[str]:

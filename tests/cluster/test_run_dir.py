@@ -57,6 +57,7 @@ OTHERS: dict[str, tuple[Callable[[], Schema], str]] = {
     "pooling": (lambda: schema(pooling="mean"), "slot 'a': pooling 'sum' there, 'mean' now"),
     "hash_size": (lambda: schema(hash_size=9), "slot 'a': hash_size 0 there, 9 now"),
     "optimizer": (lambda: schema(optimizer="sgd"), "slot 'a': optimizer 'adagrad' there, 'sgd' now"),
+    "weights": (lambda: schema({**COLUMNS, "w": pa.float32()}, weights="w"), "slot 'a': weights '' there, 'w' now"),
 }
 
 
@@ -74,6 +75,15 @@ def test_a_run_with_another_schema_is_refused_and_left_as_it_is(tmp_path: Path, 
 def test_learning_rates_and_bounds_may_differ(tmp_path: Path) -> None:
     take(tmp_path / "run")
     take(tmp_path / "run", schema(learning_rate=0.5, capacity_rows=10))
+
+
+def test_a_schema_from_before_there_were_weights_is_one_without(tmp_path: Path) -> None:
+    take(tmp_path)
+    written = json.loads((tmp_path / "schema.json").read_text())
+    for slot in written["slots"]:
+        del slot["weights"]
+    (tmp_path / "schema.json").write_text(json.dumps(written))
+    take(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3"])

@@ -47,9 +47,9 @@ def check_slot(values: pa.Array | pa.ChunkedArray) -> Batch:
     return check(pa.table({"label": pa.array([0, 1] * len(values), pa.int8())[: len(values)], "u": values}))
 
 
-def refusal_of(table: pa.Table, how: Dense = PLAIN, first_row: int = 0, **data: Any) -> str:
+def refusal_of(table: pa.Table, how: Dense = PLAIN, first_row: int = 0, slot: Sequence[Slot] = (), **data: Any) -> str:
     """The message with which decoding the table is refused."""
-    schema = schema_of(table, **data)
+    schema = schema_of(table, slot, **data)
     with pytest.raises(DataError) as refusal:
         decode(table, schema, how, WHERE, first_row)
     return str(refusal.value)
@@ -93,21 +93,56 @@ slot_types = flats | st.one_of(
 
 
 @st.composite
-def columns(draw: st.DrawFn, found: pa.DataType, num_rows: int, values: st.SearchStrategy[Any]) -> pa.ChunkedArray:
-    """`num_rows` values as 1 … 3 chunks (empty ones too), each sliced out of a longer array."""
-    cuts = sorted(draw(st.lists(st.integers(0, num_rows), max_size=2)))
+def columns(draw: st.DrawFn, found: pa.DataType, rows: Sequence[Any], values: st.SearchStrategy[Any]) -> pa.ChunkedArray:
+    """`rows` as 1 … 3 chunks (empty ones too), each sliced out of a longer array, with `values` around."""
+    cuts = sorted(draw(st.lists(st.integers(0, len(rows)), max_size=2)))
     chunks = []
-    for lo, hi in zip([0, *cuts], [*cuts, num_rows], strict=True):
-        before, after = draw(st.integers(0, 2)), draw(st.integers(0, 2))
-        n = before + hi - lo + after
-        whole = pa.array(draw(st.lists(values, min_size=n, max_size=n)), found)
-        chunks.append(whole.slice(before, hi - lo))
+    for lo, hi in zip([0, *cuts], [*cuts, len(rows)], strict=True):
+        before, after = draw(st.lists(values, max_size=2)), draw(st.lists(values, max_size=2))
+        whole = pa.array([*before, *rows[lo:hi], *after], found)
+        chunks.append(whole.slice(len(before), hi - lo))
     return pa.chunked_array(chunks, type=found)
+
+
+WEIGHTS = {
+    pa.float32(): st.floats(-F32_MAX, F32_MAX, width=32),
+    pa.float64(): st.floats(-F32_MAX, F32_MAX),
+    pa.int8(): st.integers(-128, 127),
+    pa.int64(): st.integers(-(2**50), 2**50),
+    pa.uint32(): st.integers(0, 2**32 - 1),
+}
+
+
+@st.composite
+def weights(draw: st.DrawFn, of_slot: pa.DataType, rows: Sequence[Any]) -> pa.ChunkedArray:
+    """A column of weights for a slot's rows. Those of nulls are anything; a row without values has null or an empty list."""
+    number = draw(st.sampled_from(list(WEIGHTS)))
+    weight, unused = WEIGHTS[number], st.none() | WEIGHTS[number]
+    if pa.types.is_floating(number):
+        unused |= st.sampled_from([math.nan, math.inf])
+
+    def of_cell(cell: Any) -> Any:
+        if is_list and cell:
+            return [draw(unused if value is None else weight) for value in cell]
+        if is_list:
+            return draw(st.none() | st.just([]))
+        return draw(unused if cell is None else weight)
+
+    fixed = pa.types.is_fixed_size_list(of_slot)
+    is_list = fixed or pa.types.is_list(of_slot) or pa.types.is_large_list(of_slot)
+    if not is_list:
+        return draw(columns(number, [of_cell(cell) for cell in rows], unused))
+    if fixed and of_slot.list_size and draw(st.booleans()):
+        found, around = pa.list_(number, of_slot.list_size), st.none()
+    else:
+        found, around = draw(st.sampled_from([pa.list_(number), pa.large_list(number)])), st.none() | st.lists(unused, max_size=3)
+    cells = [of_cell(cell) for cell in rows]
+    return draw(columns(found, [None if pa.types.is_fixed_size_list(found) and not cell else cell for cell in cells], around))
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[pa.Table, Schema]:
-    """1 … 10 rows: a label, two dense columns and three slots of any type, folded or not."""
+    """1 … 10 rows: a label, two dense columns and three slots of any type, folded or not, weighted or not."""
     num_rows = draw(st.integers(1, 10))
     before, after = draw(st.integers(0, 2)), draw(st.integers(0, 2))
     labels = draw(st.sampled_from([pa.int8(), pa.uint64(), pa.bool_(), pa.float32(), pa.float64()]))
@@ -119,9 +154,17 @@ def tables(draw: st.DrawFn) -> tuple[pa.Table, Schema]:
     for name in ("s0", "s1", "城市"):
         found = draw(slot_types)
         types[name] = (found, values_of(found))
-    table = pa.table({name: draw(columns(found, before + num_rows + after, v)) for name, (found, v) in types.items()})
-    slot = Slot(name="s1", hash_size=draw(st.sampled_from([0, 1, 3, 1000, 2**62])))
-    return table.slice(before, num_rows), schema_of(table, [slot], dense=("n",))
+    n = before + num_rows + after
+    table = pa.table(
+        {name: draw(columns(found, draw(st.lists(v, min_size=n, max_size=n)), v)) for name, (found, v) in types.items()}
+    )
+    slots = [Slot(name="s1", hash_size=draw(st.sampled_from([0, 1, 3, 1000, 2**62])), weights=draw(st.sampled_from(["", "s1 w"])))]
+    slots += [Slot(name=name, weights=f"{name} w") for name in draw(st.lists(st.sampled_from(["s0", "城市"]), unique=True))]
+    for slot in slots:
+        if slot.weights:
+            column = table.column(slot.name)
+            table = table.append_column(slot.weights, draw(weights(column.type, column.to_pylist())))
+    return table.slice(before, num_rows), schema_of(table, slots, dense=("n",))
 
 
 @settings(max_examples=200, deadline=None)
@@ -376,6 +419,117 @@ def test_null_is_no_nan_to_the_refusal() -> None:
     assert "1 such rows" in message
 
 
+# --- weights  ---------------------------------------------------------------------------------------------------------
+
+WEIGHTED = (Slot(name="u", weights="w"),)
+
+
+def with_weights(values: Any, weights: Any) -> pa.Table:
+    """A table of a slot u and its weights w."""
+    return pa.table({"label": [0] * len(values), "u": values, "w": weights})
+
+
+def shares_of(values: Any, weights: Any) -> list[float]:
+    """The shares of the table's signs, held against the twin."""
+    table = with_weights(values, weights)
+    found = check(table, schema_of(table, WEIGHTED))
+    assert found.shares is not None
+    return found.shares.tolist()
+
+
+def test_without_weights_there_are_no_shares() -> None:
+    assert check_slot(pa.array([[1, 2], None, [3]])).shares is None
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        pa.array([0.5, 2, -1]),
+        pa.array([0.5, 2, -1], pa.float32()),
+        pa.array(np.array([0.5, 2, -1], np.float16)),
+    ],
+    ids=lambda weights: str(weights.type),
+)
+def test_one_weight_for_each_value(weights: pa.Array) -> None:
+    assert shares_of([1, 2, 3], weights) == [0.5, 2.0, -1.0]
+    starts = pa.array([0, 2, 2, 3], pa.int32())
+    lists = pa.ListArray.from_arrays(starts, weights)
+    assert shares_of([["a", "b"], [], ["c"]], lists) == [0.5, 2.0, -1.0]
+    assert shares_of(pa.array([["a", "b"], None, ["c"]], pa.large_list(pa.string())), lists) == [0.5, 2.0, -1.0]
+
+
+def test_weights_of_nulls_go_with_them_whatever_they_are() -> None:
+    assert shares_of([1, None, 3, None], [0.5, 7.0, 2.0, None]) == [0.5, 2.0]
+    assert shares_of([[1, None], [None, None], [2]], [[0.5, math.nan], [None, math.inf], [2.0]]) == [0.5, 2.0]
+    entries = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2], pa.int8()), pa.array(["a", None, "c"]))
+    assert shares_of(entries, [0.5, None, None, 2.0]) == [0.5, 2.0]
+
+
+def test_a_row_without_values_has_no_weights() -> None:
+    assert shares_of([None, [], None, [], [1]], [None, [], [], None, [0.5]]) == [0.5]
+    assert shares_of(pa.array([None, None], pa.list_(pa.string())), pa.array([None, None], pa.list_(pa.float32()))) == []
+
+
+def test_weights_that_null_lists_hide_are_left_out() -> None:
+    hidden = pa.ListArray.from_arrays(
+        pa.array([0, 2, 4, 5], pa.int32()), pa.array([1.0, 2.0, math.nan, 4.0, 5.0]), mask=pa.array([False, True, False])
+    )
+    assert shares_of([[1, 2], None, [5]], hidden) == [1.0, 2.0, 5.0]
+
+
+def test_slots_without_weights_next_to_one_with_weigh_1() -> None:
+    table = pa.table({"label": [0, 1], "a": [[1, 2], [3]], "u": [[1], [2, 3]], "w": [[0.5], [2.0, 3.0]], "z": [1, None]})
+    found = check(table, schema_of(table, WEIGHTED))
+    assert found.shares is not None
+    assert found.shares.tolist() == [1.0, 1.0, 1.0, 0.5, 2.0, 3.0, 1.0]
+
+
+def test_two_slots_may_share_their_weights() -> None:
+    table = pa.table({"label": [0, 1], "a": [[1, None], [3]], "u": [["x", "y"], ["z"]], "w": [[0.5, 2.0], [3.0]]})
+    found = check(table, schema_of(table, [*WEIGHTED, Slot(name="a", weights="w")]))
+    assert found.shares is not None
+    assert found.shares.tolist() == [0.5, 3.0, 0.5, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "row", "shown"),
+    [
+        ([1, 2, 3], [0.5, 1.0, None], 2, "null, expected a finite"),
+        ([1, 2, 3], [0.5, None, math.nan], 1, "null, expected a finite"),
+        ([1, None, 3], [0.5, None, math.nan], 2, "nan, expected a finite"),
+        ([1, None, 3], [0.5, None, math.inf], 2, "inf, expected a finite"),
+        ([1, 2, 3], [0.5, 1.0, 1e39], 2, "1e+39, expected a finite"),
+        ([1, 2, 3], pa.array([1, 1, None], pa.int8()), 2, "null, expected a finite"),
+        ([[1], [], [2, 3, 4]], [[0.5], [], [1.0, None, math.nan]], 2, "null, expected a finite"),
+        ([[1], [None], [2, 3]], [[0.5], [math.nan], [1.0, -math.inf]], 2, "-inf, expected a finite"),
+        ([[], [1, None, 2], []], [[], [1.0, None, None], []], 1, "null, expected a finite"),
+        ([[1], [], [2, 3]], [[0.5], [], [1.0]], 2, "a list of 1, expected a list of 2"),
+        ([[1], [], [2, 3]], [[0.5], None, None], 2, "null, expected a list of 2"),
+        ([[1], None, []], [[0.5], [], [1.0]], 2, "a list of 1, expected a list of 0"),
+        ([[1], None], [[0.5], [1.0]], 1, "a list of 1, expected a list of 0"),
+        ([[1], [None]], [[0.5], []], 1, "a list of 0, expected a list of 1"),
+        # As many in all: the weights of one row could be taken for those of the next.
+        ([[1], [2, 3], [4]], [[0.5], [1.0], [1.0, 1.0]], 1, "a list of 1, expected a list of 2"),
+    ],
+    ids=str,
+)
+def test_weights_that_cannot_be_used_are_refused(values: Any, weights: Any, row: int, shown: str) -> None:
+    message = refusal_of(with_weights(values, weights), first_row=70_000, slot=WEIGHTED)
+    assert message.startswith(f"{WHERE}: column 'w', row {70_000 + row}: found {shown}")
+    assert "slot 'u'" in message
+    assert "clean the data" in message
+
+
+def test_all_rows_with_bad_weights_are_counted() -> None:
+    many = [[1.0, math.nan, math.inf], [2.0], [None, 1.0], [math.nan]]
+    message = refusal_of(with_weights([[1, 2, 3], [4], [5, 6], [None]], many), slot=WEIGHTED)
+    assert "row 0: found nan" in message
+    assert "(2 such rows in this partition)" in message
+    message = refusal_of(with_weights([[1, 2], [4], [5, 6]], [[1.0], [1.0], []]), slot=WEIGHTED)
+    assert "row 0: found a list of 1" in message
+    assert "(2 such rows in this partition)" in message
+
+
 # --- cutting  ---------------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +539,17 @@ def test_batches_are_whole_and_in_order() -> None:
     found = batches_of(table, schema_of(table), PLAIN, list(order), [0, 3, 6, 10])
     assert [batch.size for batch in found] == [3, 3, 4]
     np.testing.assert_array_equal(np.concatenate([batch.dense[:, 0] for batch in found]), order)
+
+
+def test_shares_go_with_their_signs_into_any_order_and_batch() -> None:
+    lists = [[10 * i + k for k in range(i % 3)] for i in range(10)]
+    table = pa.table({"label": [0] * 10, "u": lists, "w": [[x / 4 for x in row] for row in lists], "v": range(10)})
+    order = [9, 0, 8, 1, 7, 2, 6, 3, 5, 4]
+    found = batches_of(table, schema_of(table, WEIGHTED), PLAIN, order, [0, 3, 6, 10])
+    expected = [x / 4 for i in order for x in lists[i]]
+    assert [x for batch in found for x in batch.shares[: batch.offsets[batch.size]].tolist()] == expected
+    assert all((batch.shares[batch.offsets[batch.size] :] == 1).all() for batch in found)
+    assert all(len(batch.shares) == len(batch.signs) for batch in found)
 
 
 def test_more_signs_than_offsets_can_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,35 +197,39 @@ def batches_of_bags(draw: st.DrawFn) -> tuple[Uint64, Int64, Int64, Int64, Int64
     )
 
 
-def placed(bags: list[Uint64], rows: Int64, bounds: Int64, gaps: Int64) -> tuple[Int64, Uint64]:
+def placed(bags: list[NDArray[Any]], rows: Int64, bounds: Int64, gaps: Int64) -> tuple[Int64, NDArray[Any]]:
     """Where each batch begins, and the output: a gap of zeros, then the bags of the batch, and so on."""
-    parts, bases, n = [np.empty(0, np.uint64)], [], 0
+    nothing = bags[0][:0]
+    parts, bases, n = [nothing], [], 0
     for lo, hi, gap in zip(bounds[:-1], bounds[1:], gaps, strict=True):
-        batch = np.concatenate([np.empty(0, np.uint64), *(bags[r] for r in rows[lo:hi])])
+        batch = np.concatenate([nothing, *(bags[r] for r in rows[lo:hi])])
         bases.append(n + gap)
-        parts += [np.zeros(gap, np.uint64), batch]
+        parts += [np.zeros(gap, nothing.dtype), batch]
         n += gap + len(batch)
     return np.array(bases, np.int64), np.concatenate(parts)
 
 
+@pytest.mark.parametrize("dtype", [np.uint64, np.float32], ids=["signs", "shares"])
 @quick
 @given(batches_of_bags())
-def test_place_bags(given_bags: tuple[Uint64, Int64, Int64, Int64, Int64]) -> None:
+def test_place_bags(dtype: type[np.generic], given_bags: tuple[Uint64, Int64, Int64, Int64, Int64]) -> None:
     signs, starts, rows, bounds, gaps = given_bags
-    bases, expected = placed(np.split(signs, starts[1:-1]), rows, bounds, gaps)
-    out = np.zeros(len(expected), np.uint64)
-    place_bags(signs, starts, rows, bounds, bases, out)
+    values = signs.astype(dtype)
+    bases, expected = placed(np.split(values, starts[1:-1]), rows, bounds, gaps)
+    out = np.zeros(len(expected), dtype)
+    place_bags(values, starts, rows, bounds, bases, out)
     np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.uint64, np.float32], ids=["signs", "shares"])
 @quick
 @given(batches_of_bags(), st.lists(UINT64, min_size=8, max_size=8))
-def test_place_singles(given_bags: tuple[Uint64, Int64, Int64, Int64, Int64], values: list[int]) -> None:
+def test_place_singles(dtype: type[np.generic], given_bags: tuple[Uint64, Int64, Int64, Int64, Int64], values: list[int]) -> None:
     _, _, rows, bounds, gaps = given_bags
-    signs = np.array(values, np.uint64)
-    bases, expected = placed(np.split(signs, len(signs)), rows, bounds, gaps)
-    out = np.zeros(len(expected), np.uint64)
-    place_singles(signs, rows, bounds, bases, out)
+    found = np.array(values, np.uint64).astype(dtype)
+    bases, expected = placed(np.split(found, len(found)), rows, bounds, gaps)
+    out = np.zeros(len(expected), dtype)
+    place_singles(found, rows, bounds, bases, out)
     np.testing.assert_array_equal(out, expected)
 
 

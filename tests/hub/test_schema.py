@@ -287,6 +287,105 @@ def test_a_slot_entry_does_not_make_a_slot_of_what_cannot_be_one(found: pa.DataT
     assert "cast the column" in message
 
 
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+WITH_WEIGHTS = {
+    "label": pa.int8(),
+    "tags": pa.list_(pa.string()),
+    "tag_w": pa.list_(pa.float32()),
+    "u": pa.int64(),
+    "w": pa.float64(),
+}
+
+
+def weighing(*pairs: tuple[str, str]) -> tuple[Slot, ...]:
+    """Entries of slots with weights."""
+    return tuple(Slot(name=name, weights=weights) for name, weights in pairs)
+
+
+def test_weights_are_read_and_are_nothing_else() -> None:
+    schema = infer_with({**WITH_WEIGHTS, "x": pa.float32()}, slot=weighing(("tags", "tag_w"), ("u", "w")))
+    assert (slot_names(schema), schema.dense, dict(schema.left_out)) == (["tags", "u"], ("x",), {})
+    assert schema.weights == {"tag_w": ["tags"], "w": ["u"]}
+    assert schema.columns == ["label", "x", "tags", "u", "tag_w", "w"]
+    written = json.loads(json.dumps(schema.to_json()))
+    assert [slot["weights"] for slot in written["slots"]] == ["tag_w", "w"]
+    assert (written["dense"], written["left_out"]) == (["x"], {})
+
+
+def test_without_weights_columns_are_what_their_type_says() -> None:
+    schema = infer_with(WITH_WEIGHTS)
+    assert (slot_names(schema), schema.dense, schema.weights) == (["tags", "u"], ("w",), {})
+    assert "a vector of numbers" in schema.left_out["tag_w"]
+
+
+def test_slots_may_share_a_column_of_weights() -> None:
+    schema = infer_with({**WITH_WEIGHTS, "v": pa.string()}, slot=weighing(("u", "w"), ("v", "w")))
+    assert schema.weights == {"w": ["u", "v"]}
+    assert schema.columns.count("w") == 1
+
+
+@pytest.mark.parametrize("number", [*INTS, *FLOATS], ids=str)
+@pytest.mark.parametrize(
+    "of_slot", [pa.int64(), pa.dictionary(pa.int8(), pa.string()), pa.list_(pa.string()), pa.list_(pa.int8(), 2)]
+)
+def test_weights_are_numbers_of_any_type_nested_as_their_slot(number: pa.DataType, of_slot: pa.DataType) -> None:
+    lists = [pa.list_(number), pa.large_list(number), pa.list_(number, 2)] if hasattr(of_slot, "value_field") else [number]
+    for found in lists:
+        schema = infer_with({"label": pa.int8(), "u": of_slot, "w": found}, slot=weighing(("u", "w")))
+        assert (slot_names(schema), schema.dense, schema.weights) == (["u"], (), {"w": ["u"]})
+
+
+@pytest.mark.parametrize(
+    ("of_slot", "found", "expected"),
+    [
+        (pa.int64(), pa.list_(pa.float32()), "floats or integers"),
+        (pa.int64(), pa.string(), "floats or integers"),
+        (pa.int64(), pa.bool_(), "floats or integers"),
+        (pa.int64(), pa.timestamp("us"), "floats or integers"),
+        (pa.int64(), pa.decimal128(5, 2), "floats or integers"),
+        (pa.int64(), pa.null(), "floats or integers"),
+        (pa.int64(), pa.dictionary(pa.int8(), pa.float32()), "floats or integers"),
+        (pa.list_(pa.string()), pa.float32(), "a list of floats or integers"),
+        (pa.list_(pa.string()), pa.list_(pa.string()), "a list of floats or integers"),
+        (pa.list_(pa.string()), pa.list_(pa.null()), "a list of floats or integers"),
+        (pa.list_(pa.string()), pa.list_(pa.list_(pa.float32())), "a list of floats or integers"),
+    ],
+    ids=str,
+)
+def test_weights_that_do_not_fit_their_slot_are_refused(of_slot: pa.DataType, found: pa.DataType, expected: str) -> None:
+    with pytest.raises(SchemaError) as refusal:
+        infer_with({"label": pa.int8(), "u": of_slot, "w": found}, slot=weighing(("u", "w")))
+    message = str(refusal.value)
+    assert message.startswith(f"[[slot]] 'u': weights: column 'w' is {found}, expected {expected}, for 'u' is {of_slot}")
+    assert "cast the column" in message
+
+
+def test_unknown_weights_are_refused_with_what_is_near() -> None:
+    with pytest.raises(SchemaError) as refusal:
+        infer_with(WITH_WEIGHTS, slot=weighing(("tags", "tags_w")))
+    assert str(refusal.value).startswith("[[slot]] 'tags': weights: no column 'tags_w' in the files; did you mean tag_w")
+
+
+@pytest.mark.parametrize(
+    ("weights", "data", "also"),
+    [
+        ("label", {}, "the label"),
+        ("w", {"dense": ("w",)}, "in data.dense"),
+        ("w", {"dense": ("w*",)}, "in data.dense"),
+        ("w", {"exclude": ("w",)}, "in data.exclude"),
+        ("w", {"exclude": ("w*",)}, "in data.exclude"),
+        ("v", {}, "a [[slot]] of its own"),
+        ("user", {}, "a [[slot]] of its own"),
+    ],
+)
+def test_weights_that_are_also_something_else_are_refused(weights: str, data: dict[str, tuple[str, ...]], also: str) -> None:
+    columns = {"label": pa.int8(), "user": pa.int64(), "w": pa.float32(), "v": pa.int64()}
+    with pytest.raises(SchemaError) as refusal:
+        infer_with(columns, slot=(*weighing(("user", weights)), Slot(name="v")), **data)
+    assert str(refusal.value) == f"column {weights!r} has the weights of [[slot]] 'user' and is also {also}; keep one"
+
+
 # --- nothing left -----------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowps.batch import Batch
-from flowps.config import Config
+from flowps.config import Config, Slot
 from flowps.errors import DataError, StoppedError
 from flowps.hub.decode import Dense
 from flowps.hub.partition import Partition, epoch_order, list_files, partitions, read_table
@@ -328,6 +328,56 @@ def test_moving_the_data_does_not_change_the_order(write: Any, tmp_path: Path) -
     moved = replace(part, url=str(tmp_path / "elsewhere" / "a.parquet"))
     spec = spec_of(100, shuffle=True)
     assert ids(read_partition(moved, spec, 3, 0).batches) == ids(read_partition(write([30])[0], spec, 3, 0).batches)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def with_weights(num_rows: int) -> tuple[pa.Table, Schema]:
+    """`rows` and a weight for each value of h and of u, no two alike."""
+    table = rows(num_rows)
+    lists = [[i + k / 4 for k in range(len(h))] for i, h in enumerate(table.column("h").to_pylist())]
+    table = table.append_column("hw", pa.array(lists, pa.list_(pa.float32()))).append_column("uw", pa.array(range(num_rows)))
+    slots = (Slot(name="h", weights="hw"), Slot(name="u", weights="uw"))
+    return table, infer({f.name: f.type for f in table.schema}, Config(slot=slots))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("sizes", "batch_size"), [([10, 20, 30, 40], 7), ([3, 3, 3], 100), ([8, 4], 4), ([1] * 7, 3)])
+def test_shares_go_with_their_signs(
+    client: distributed.Client, write: Any, sizes: list[int], batch_size: int, shuffle: bool
+) -> None:
+    """Shuffled, cut, and joined at the borders of partitions, over Dask."""
+    table, schema = with_weights(sum(sizes))
+    parts = write(sizes, table)
+    spec = spec_of(batch_size, shuffle=shuffle, schema=schema)
+    found = list(HubStream(client, epoch_order(parts, 0, 1, shuffle), spec, 1, 2, RunStatus()))
+    check_sizes(found, batch_size)
+    assert sorted(ids(found)) == list(range(sum(sizes)))
+    samples = naive.samples(table, schema, Dense())
+    for batch in found:
+        naive.assert_same(batch, naive.batch([samples[i] for i in ids([batch])]))
+
+
+def test_bad_weights_in_a_task_reach_next(client: distributed.Client, write: Any, tmp_path: Path) -> None:
+    table, schema = with_weights(9)
+    bad = pa.array([None if i == 5 else i for i in range(9)])
+    parts = write([3, 3, 3], table.set_column(table.schema.get_field_index("uw"), "uw", bad))
+    stream = HubStream(client, parts, spec_of(3, schema=schema), 0, 2, RunStatus())
+    assert next(stream).size == 3
+    with pytest.raises(DataError) as refusal:
+        next(stream)
+    assert str(refusal.value).startswith(f"{tmp_path}/a.parquet: column 'uw', row 5: found null, expected ")
+
+
+@pytest.mark.parametrize("values", [None, ["1", "2"], [1.5, 2.5], [[1], [2]]])
+def test_a_file_rewritten_with_other_weights_is_refused(write: Any, values: list[Any] | None) -> None:
+    table, schema = with_weights(2)
+    table = table.drop_columns(["uw"])
+    if values is not None:
+        table = table.append_column("uw", pa.array(values))
+    with pytest.raises(DataError, match=r"a\.parquet.* 'uw'"):
+        read_partition(write([2], table)[0], spec_of(4, schema=schema), 0, 0)
 
 
 # --- one task ---------------------------------------------------------------------------------------------------------
