@@ -8,7 +8,7 @@ hub               the role that turns partitions into batches
 slot              one sparse feature column; each has a dim, a pooling, an optimizer
 sign              uint64 id of one feature value: xxh64 of the value, seeded by the slot
 row               one sign's weights and optimizer state, side by side
-table             rows of all slots that share dim and optimizer
+table             rows of all slots that share dim, optimizer and storage
 shard             one PS partition of all tables, held by one Dask actor
 placement         which slots live on which shard
 feed              a batch with its looked-up embeddings, waiting for a step
@@ -18,7 +18,10 @@ lookup, push      read pooled rows, send gradients
 in flight         looked up, not yet pushed; bounded by permits
 staleness         pushes that happened between a feed's lookup and its own push
 bag               the signs of one slot of one sample, pooled into one vector
+share             the weight of one sign in its bag, from the column that the slot's `weights` names
 arena, index      a table's rows side by side in memory, and the map from signs to them
+stripe            a part of a table by the upper bits of the signs: its entries, its rows, its counts
+stamp             the number of a sign's last use: later uses have larger ones
 run status        the always-on timings and counters of every role
 knob              one setting of a run: unit, default and range are in `config`
 plan              all that is decided before a role starts

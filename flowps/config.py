@@ -11,8 +11,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Pooling = Literal["sum", "mean"]
-RowOptimizer = Literal["sgd", "adagrad"]
+Pooling = Literal["sum", "mean", "sqrtn", "none"]
+RowOptimizer = Literal[
+    "sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "amsgrad", "adamw", "rmsprop",
+    "ftrl", "group_ftrl", "group_adagrad", "lamb",
+]  # fmt: skip
+Initializer = Literal["zeros", "constant", "uniform", "normal", "truncated_normal"]
+Storage = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
 
@@ -25,30 +30,104 @@ class SlotDefault(_Section, frozen=True, kw_only=True):
     """What holds for every slot that does not say otherwise."""
 
     dim: Annotated[int, Meta(ge=1, le=4096, description="floats per embedding row")] = 16
-    pooling: Annotated[Pooling, Meta(description="how the rows of one sample's signs become one vector")] = "sum"
+    pooling: Annotated[
+        Pooling,
+        Meta(
+            description="how the rows of one sample's signs become one vector: their sum, their mean, their sum divided by the "
+            "root of their number; none: the first max_len rows one after the other, zeros after the last"
+        ),
+    ] = "sum"
+    max_len: Annotated[int, Meta(ge=1, le=65_536, description="with pooling none: rows of a sample; later signs are left out")] = 32
     capacity_rows: Annotated[
-        int, Meta(ge=0, le=1 << 31, description="rows this slot adds to its table's bound; 0: an equal share of ps.memory_share")
+        int,
+        Meta(
+            ge=0,
+            le=1 << 31,
+            description="rows this slot adds to its table's hard bound, taken at the start; 0: an equal share of ps.memory_share, "
+            "taken as rows are created; when a table is full, the least recently used rows go",
+        ),
+    ] = 0
+    capacity_bytes: Annotated[
+        int, Meta(ge=0, le=1 << 62, description="the same bound in bytes, index included, instead of capacity_rows")
     ] = 0
     hash_size: Annotated[
         int, Meta(ge=0, le=1 << 62, description="fold the slot's values into this many signs; 0: keep all 64 bits")
     ] = 0
+    storage: Annotated[
+        Storage,
+        Meta(description="what weights are stored in, rounded stochastically if narrower; the optimizer's state is float32"),
+    ] = "float32"
+    ttl_steps: Annotated[
+        int, Meta(ge=0, le=1 << 31, description="a row that was not looked up for so many steps starts anew; 0: rows keep for ever")
+    ] = 0
+    admit_after: Annotated[
+        int,
+        Meta(ge=1, le=255, description="a sign gets its row in the batch in which it is seen for this many times; zeros before"),
+    ] = 1
+    admit_probability: Annotated[
+        float, Meta(gt=0, le=1, description="with which a sign without a row gets one, each time a batch has it; zeros before")
+    ] = 1.0
     optimizer: Annotated[RowOptimizer, Meta(description="how a row takes a step")] = "adagrad"
     learning_rate: Annotated[float, Meta(gt=0, le=100, description="step size of the rows")] = 0.05
     initial_accumulator: Annotated[
-        float, Meta(ge=0, le=1e6, description="adagrad's first sum of squares; Keras's 0.1 learns far worse on rare signs")
+        float,
+        Meta(
+            ge=0,
+            le=1e6,
+            description="first sum of squares of the adagrads and ftrls; Keras's 0.1 learns far worse on rare signs",
+        ),
     ] = 1e-8
-    epsilon: Annotated[float, Meta(ge=1e-30, le=1, description="added to adagrad's sum of squares under the root, as in Keras")] = (
-        1e-7
-    )
+    epsilon: Annotated[
+        float, Meta(ge=1e-30, le=1, description="keeps divisors from 0: under the root of adagrad and rmsprop, as in Keras")
+    ] = 1e-7
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="share of the last step that momentum keeps")] = 0.9
+    beta1: Annotated[float, Meta(ge=0, lt=1, description="decay of the mean gradient of the adams and lamb")] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1, description="decay of the mean square of the adams and lamb")] = 0.999
+    rho: Annotated[float, Meta(ge=0, lt=1, description="decay of the mean square of rmsprop")] = 0.9
+    ftrl_beta: Annotated[float, Meta(ge=0, le=1e6, description="beta of ftrl and group_ftrl")] = 1.0
+    l1: Annotated[float, Meta(ge=0, le=1e6, description="L1 strength of the ftrls: makes weights zero")] = 0.0
+    l21: Annotated[float, Meta(ge=0, le=1e6, description="L2,1 strength of group_ftrl and group_adagrad: makes rows zero")] = 0.0
+    l2: Annotated[
+        float,
+        Meta(ge=0, le=1e6, description="L2 strength of the ftrls; of others, times the weights of touched rows, in the gradient"),
+    ] = 0.0
+    weight_decay: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="decoupled decay of touched rows, times the learning rate; adamw: 0.004 where it is 0; not of the ftrls",
+        ),
+    ] = 0.0
+    clip_value: Annotated[float, Meta(ge=0, le=1e30, description="bound on every number of a row's gradient; 0: none")] = 0.0
+    clip_norm: Annotated[float, Meta(ge=0, le=1e30, description="bound on the L2 norm of a row's gradient; 0: none")] = 0.0
+    weight_bound: Annotated[float, Meta(ge=0, le=1e30, description="bound on every weight, after each step; 0: none")] = 0.0
+    initializer: Annotated[
+        Initializer,
+        Meta(description="first weights of a row, drawn from its sign and the seed; truncated_normal is cut at 2 deviations"),
+    ] = "uniform"
     init_scale: Annotated[
-        float, Meta(ge=0, le=100, description="a new row is uniform in [-init_scale, init_scale), drawn from its sign and the seed")
+        float, Meta(ge=0, le=100, description="uniform in [-init_scale, init_scale); standard deviation of normals; the constant")
     ] = 0.01
+    init_by_dim: Annotated[bool, Meta(description="divide init_scale by the root of dim")] = False
 
 
 class Slot(SlotDefault, frozen=True, kw_only=True):
     """One sparse feature column. In TOML: a `[[slot]]` entry; keys left out come from `[slot_default]`."""
 
     name: Annotated[str, Meta(min_length=1, description="the column's name")]
+    weights: Annotated[
+        str,
+        Meta(
+            description="the column with the weight of each value: a list of floats of the same length as the slot's list (or one "
+            "float for a slot with one value); empty: all weigh 1"
+        ),
+    ] = ""
+
+    @property
+    def width(self) -> int:
+        """Floats of a sample's embeddings: one vector, or max_len of them."""
+        return self.dim * (self.max_len if self.pooling == "none" else 1)
 
 
 class Data(_Section, frozen=True, kw_only=True):
@@ -86,6 +165,12 @@ class Trainer(_Section, frozen=True, kw_only=True):
 
     optimizer: Annotated[str, Meta(description="optimizer of the dense weights: any Keras optimizer by name")] = "adam"
     learning_rate: Annotated[float, Meta(gt=0, le=100, description="its step size")] = 0.001
+    warmup_steps: Annotated[
+        NonNegative, Meta(description="steps over which all learning rates, of rows and dense weights, rise to their values")
+    ] = 0
+    decay: Annotated[Literal["none", "linear", "cosine"], Meta(description="how they fall after that")] = "none"
+    decay_steps: Annotated[Positive, Meta(description="steps after the warm-up until they have fallen to decay_to")] = 10_000
+    decay_to: Annotated[float, Meta(ge=0, le=1, description="share of the learning rates that is left then")] = 0.0
     in_flight: Annotated[
         int,
         Meta(
@@ -107,6 +192,7 @@ class Ps(_Section, frozen=True, kw_only=True):
     """The embedding shards."""
 
     num_shards: Annotated[int, Meta(ge=1, le=1024, description="shards the slots are placed on")] = 1
+    threads: Annotated[int, Meta(ge=1, le=64, description="threads of a shard that share the work of one lookup or push")] = 1
     memory_share: Annotated[
         float, Meta(gt=0, le=1, description="share of the machine's available memory that slots without capacity_rows may fill")
     ] = 0.5

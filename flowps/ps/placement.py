@@ -28,12 +28,12 @@ def place(slots: Sequence[Slot], num_shards: int) -> Placement:
     """
     load = [0] * num_shards
     shards: list[list[int]] = [[] for _ in range(num_shards)]
-    for position in sorted(range(len(slots)), key=lambda s: (-slots[s].dim, s)):
+    for position in sorted(range(len(slots)), key=lambda s: (-slots[s].width, s)):
         k = load.index(min(load))
         shards[k].append(position)
-        load[k] += slots[position].dim
+        load[k] += slots[position].width
     columns, width = [], 0
     for slot in slots:
         columns.append(width)
-        width += slot.dim
+        width += slot.width
     return Placement(tuple(tuple(sorted(shard)) for shard in shards), tuple(columns), width)

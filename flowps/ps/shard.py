@@ -20,7 +20,8 @@ from flowps.batch import Float32, Int32, Uint64
 from flowps.config import Slot
 from flowps.errors import CapacityError, UnknownBatchError
 from flowps.ps import optimizer
-from flowps.ps.table import Bags, Table
+from flowps.ps.table import Bags, Table, TableStats, Touched
+from flowps.ps.team import Team
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,33 @@ class Shard:
     capacity_rows : for each slot, the rows it adds to its table's bound.
     seed : together with a sign decides a row's first weights.
     max_in_flight : batches that may be looked up and not yet pushed.
+    threads : that share the work of one lookup or push.
+    allocate : for each slot, whether its rows are wanted in memory from the start; of a table, when all its slots say so.
     """
 
-    def __init__(self, slots: Sequence[Slot], capacity_rows: Sequence[int], seed: int, max_in_flight: int) -> None:
+    def __init__(
+        self, slots: Sequence[Slot], capacity_rows: Sequence[int], seed: int, max_in_flight: int, threads: int = 1,
+        allocate: Sequence[bool] = (),
+    ) -> None:  # fmt: skip
         self._slots = tuple(slots)
         self._max_in_flight = max_in_flight
+        self._team = Team(threads, "flowps-ps")
         self._lock = threading.Lock()
         # None: reserved by a lookup that has not ended.
-        self._remembered: dict[int, list[tuple[Bags, Int32]] | None] = {}
-        members: dict[tuple[int, optimizer.Optimizer], list[int]] = {}
+        self._remembered: dict[int, list[Touched] | None] = {}
+        members: dict[tuple[int, optimizer.Optimizer, str], list[int]] = {}
         for position, slot in enumerate(slots):
-            members.setdefault((slot.dim, optimizer.of_slot(slot)), []).append(position)
+            members.setdefault((slot.dim, optimizer.of_slot(slot), slot.storage), []).append(position)
         self._tables = [
-            (np.array(of, np.int64), Table([slots[s] for s in of], of, sum(capacity_rows[s] for s in of), seed))
+            (
+                np.array(of, np.int64),
+                Table(
+                    [slots[s] for s in of], of, sum(capacity_rows[s] for s in of), seed, self._team,
+                    allocate=len(allocate) > 0 and all(allocate[s] for s in of),
+                ),
+            )
             for of in members.values()
-        ]
+        ]  # fmt: skip
 
     @property
     def num_rows(self) -> int:
@@ -65,41 +78,54 @@ class Shard:
 
     def lookup(
         self, batch_id: int, signs: Uint64, offsets: Int32, size: int, positions: NDArray[np.int64], columns: NDArray[np.int64],
-        out: Float32, training: bool,
+        out: Float32, training: bool, shares: Float32 | None = None,
     ) -> None:  # fmt: skip
         """Write the pooled vectors of a batch's bags to `out`, float32 [size, width], C-contiguous.
 
         signs, offsets   as in Batch; the shard's slots stand at `positions` in them, and go to `columns` of a line
         training         new signs get rows, and the batch is remembered under `batch_id` until its push; otherwise new signs
                          read zeros and nothing is remembered
+        shares           float32 [nnz], the weight of each sign in its bag; None: all 1
 
-        Aliases `signs` and `offsets` until the push. Raises CapacityError when a table is full or too many batches are in flight,
-        and UnknownBatchError when `batch_id` is in flight already; the batch is then not remembered.
+        Aliases `signs`, `offsets` and `shares` until the push. Raises CapacityError when the batches in flight need more rows than
+        a table has, or too many batches are in flight, and UnknownBatchError when `batch_id` is in flight already; the batch is
+        then not remembered.
         """
-        if training:
-            self._reserve(batch_id)
+        weighted = {} if shares is None else {"shares": shares}
+        bags = [
+            (table, Bags(signs, offsets, size, positions[members], columns[members], **weighted)) for members, table in self._tables
+        ]
+        if not training:
+            for table, of in bags:
+                table.lookup(of, out, create=False)
+            return
+        self._reserve(batch_id)
+        touched: list[Touched] = []
         try:
-            touched = []
-            for members, table in self._tables:
-                bags = Bags(signs, offsets, size, positions[members], columns[members])
-                touched.append((bags, table.lookup(bags, out, create=training)))
+            for table, of in bags:
+                found = table.lookup(of, out, create=True)
+                assert found is not None
+                touched.append(found)
         except BaseException:
-            if training:
-                self.forget(batch_id)
-            raise
-        if training:
+            self._give_up(touched)
             with self._lock:
-                self._remembered[batch_id] = touched
+                self._remembered.pop(batch_id, None)
+            raise
+        with self._lock:
+            self._remembered[batch_id] = touched
 
     def forget(self, batch_id: int) -> None:
-        """Give up the batch: there will be no push. Rows that its lookup created stay."""
+        """Give up the batch: there will be no push. Rows that its lookup created stay, until room is needed."""
         with self._lock:
-            self._remembered.pop(batch_id, None)
+            touched = self._remembered.pop(batch_id, None)
+        self._give_up(touched or [])
 
-    def push(self, batch_id: int, grads: Float32) -> int:
+    def push(self, batch_id: int, grads: Float32, rate_scale: float = 1.0) -> int:
         """Step the rows that the lookup of `batch_id` touched with `grads`, float32 [size, width], the gradient of its `out`.
 
-        Returns the number of distinct rows. Forgets the batch. Raises UnknownBatchError for a batch that is not in flight.
+        rate_scale   what the trainer's schedule multiplies the slots' learning rates by
+
+        Returns the number of rows stepped. Forgets the batch. Raises UnknownBatchError for a batch that is not in flight.
         """
         with self._lock:
             touched = self._remembered.get(batch_id)
@@ -109,7 +135,52 @@ class Shard:
             raise UnknownBatchError(
                 f"batch {batch_id}: a push came, but the shard remembers no lookup of it; was it pushed before, or never looked up?"
             )
-        return sum(table.push(bags, rows, grads) for (_, table), (bags, rows) in zip(self._tables, touched, strict=True))
+        stepped = 0
+        for k, (_, table) in enumerate(self._tables):
+            try:
+                stepped += table.push(touched[k], grads, rate_scale)
+            except BaseException:
+                self._give_up(touched[k + 1 :], first=k + 1)
+                raise
+        return stepped
+
+    def erase(self, slot: str, signs: Uint64) -> int:
+        """Give up the rows of `signs`, uint64 [n], of a slot; rows of batches in flight stay. Returns how many went.
+
+        A sign that comes again gets a new row. Raises KeyError for a slot that does not live here.
+        """
+        for members, table in self._tables:
+            if slot in (self._slots[position].name for position in members):
+                return table.erase(np.ascontiguousarray(signs, np.uint64))
+        raise KeyError(slot)
+
+    def stats(self) -> list[TableStats]:
+        """What each table has done and holds."""
+        return [table.stats() for _, table in self._tables]
+
+    def rows(self, chunk_rows: int = 1 << 18) -> Iterator[SlotRows]:
+        """A copy of the rows, slot by slot, at most `chunk_rows` at a time; a slot without rows comes once, empty.
+
+        Beside the chunk it takes 28 bytes per row. Rows that are there at the beginning come unless they are evicted or erased
+        meanwhile; each as it is between two pushes. Changes nothing and does not count as use of a row.
+        """
+        for members, table in self._tables:
+            signs, slots, _ = table.entries()
+            by_slot = np.argsort(slots, kind="stable")
+            ends = np.searchsorted(slots[by_slot], members, side="right")
+            for position, start, end in zip(members, [0, *ends], ends, strict=False):
+                for at in range(start, max(end, start + 1), chunk_rows):
+                    chosen = signs[by_slot[at : min(at + chunk_rows, end)]]
+                    known, weights, state = table.values(chosen)
+                    yield SlotRows(self._slots[position], chosen[known], weights, state)
+
+    def close(self) -> None:
+        """End the shard's threads. Idempotent."""
+        self._team.close()
+
+    def _give_up(self, touched: Sequence[Touched], first: int = 0) -> None:
+        for (_, table), of in zip(self._tables[first:], touched, strict=False):
+            table.forget(of)
 
     def _reserve(self, batch_id: int) -> None:
         """Count the batch as in flight before its lookup begins, so that lookups at the same time cannot exceed the bound."""
@@ -123,18 +194,3 @@ class Shard:
                     f"batch {batch_id}: {self._max_in_flight} batches are looked up and not pushed yet; push before the next lookup"
                 )
             self._remembered[batch_id] = None
-
-    def rows(self, chunk_rows: int = 1 << 18) -> Iterator[SlotRows]:
-        """A copy of the rows, slot by slot, at most `chunk_rows` at a time; a slot without rows comes once, empty.
-
-        Beside the chunk it takes 24 bytes per row. The shard must not be pushed to meanwhile, or chunks differ in age.
-        """
-        for members, table in self._tables:
-            signs, slots = table.entries()
-            by_slot = np.argsort(slots, kind="stable")
-            ends = np.searchsorted(slots[by_slot], members, side="right")
-            for position, start, end in zip(members, [0, *ends], ends, strict=False):
-                for at in range(start, max(end, start + 1), chunk_rows):
-                    chosen = by_slot[at : min(at + chunk_rows, end)]
-                    weights, state = np.split(table.values(chosen), [table.dim], axis=1)
-                    yield SlotRows(self._slots[position], signs[chosen], weights, state)

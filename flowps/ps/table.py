@@ -1,16 +1,28 @@
-"""`Table`: the rows of all slots that share dim and optimizer; an arena of rows and an index over their signs.
+"""`Table`: the rows of all slots that share dim, optimizer and storage; an arena of rows and an index over their signs.
 
-Covers memory, growth, and the calls into the kernels. Does not know batches' ids (shard) or where slots live (placement).
+Covers memory, growth, eviction, and the calls into the kernels. Does not know batches' ids (shard) or where slots live (placement).
 
-Threads: any thread may call any method. One lock per table is held while a kernel runs (without the GIL), never while waiting for
-anything else; so lookups and pushes of different tables overlap, those of one table take turns, and each sees the other whole.
+Threads: any thread may call any method. Two locks, both held only while kernels run (without the GIL), never while waiting for
+another batch:
+
+    index lock   find, create, evict, erase, list. An evaluation holds it while it pools, because it pins nothing.
+    push lock    the steps of rows. Who needs both takes the index lock first.
+
+So of one table at most one lookup searches and at most one push steps at a time, each with the team's threads; pooling, searching
+and pushing of different batches overlap. What may be seen: a lookup that pools while a push of another batch steps the same row
+reads it before or after that step, or, of a row longer than 64 bytes, a part before and a part after; staleness already means as
+much. What may not: a row of a batch in flight is never evicted, expired or erased (rows looked up since the oldest batch in flight
+stay), so a push always meets the rows its lookup found; and pushes never mix.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +31,42 @@ from flowps.batch import Float32, Int32, Uint64
 from flowps.config import Slot
 from flowps.errors import CapacityError
 from flowps.ps import optimizer
+from flowps.ps.kernels import draw as draw_kernels
+from flowps.ps.kernels import eviction as eviction_kernels
 from flowps.ps.kernels import index as index_kernels
+from flowps.ps.kernels import layout
 from flowps.ps.kernels import pool as pool_kernels
 from flowps.ps.kernels import update as update_kernels
+from flowps.ps.team import Team
 
 Int64 = NDArray[np.int64]
 
 MAX_ROWS = (1 << 31) - 2  # a row's number, plus one, fits 31 bits
-_MAX_LOAD = 0.7  # at most 2.2 entries looked at per known sign and 6.1 per new one, on average (Knuth, TAOCP 3, 6.4)
-_FIRST_INDEX_SIZE = 1 << 16
+LOAD = 0.6  # at most 1.75 entries looked at per known sign and 3.6 per new one, on average (Knuth, TAOCP 3, 6.4)
+MIN_PART = 16_384  # signs for which another thread pays
+_FIRST_SIZE = 1 << 16  # entries an index begins with that grows
+_GROWTH = 1.5
+_STRIPE_ROWS, _MAX_STRIPE_BITS = 16_384, 6  # the least rows a stripe has, the most stripes
+_MIN_GRANT = 64  # rows
 _ENTRY_BYTES = 16
-_LINE_FLOATS = 16  # a cache line; rows start on one when dim allows
-_POOLING = {"sum": pool_kernels.SUM, "mean": pool_kernels.MEAN}
+_LINE_BYTES = 64  # a cache line; rows start on one when dim allows
+_MAX_STAMP = (1 << 33) - 1
+_TTL_MARKS = 1024  # moments of the past that a time-to-live is measured with
+_POOLING = {"sum": pool_kernels.SUM, "mean": pool_kernels.MEAN, "sqrtn": pool_kernels.SQRTN, "none": pool_kernels.NONE}
+_INITIALIZER = {
+    "zeros": draw_kernels.CONSTANT,
+    "constant": draw_kernels.CONSTANT,
+    "uniform": draw_kernels.UNIFORM,
+    "normal": draw_kernels.NORMAL,
+    "truncated_normal": draw_kernels.TRUNCATED_NORMAL,
+}
+# What weights are stored in, as the kernels know it by the array's type; and how many fit into a float.
+_STORAGE: dict[str, tuple[type[np.generic], int]] = {
+    "float32": (np.float32, 1),
+    "bfloat16": (np.uint16, 2),
+    "float16": (np.int16, 2),
+}
+_NO_SHARES = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +77,7 @@ class Bags:
     size       samples
     positions  int64 [k]: which slots of the arrays are the table's, in the table's order
     columns    int64 [k]: where each slot's vector starts in a line of the pooled buffer
+    shares     float32 [nnz], the weight of each sign, or empty: all 1
     """
 
     signs: Uint64
@@ -48,6 +85,7 @@ class Bags:
     size: int
     positions: Int64
     columns: Int64
+    shares: Float32 = field(default_factory=lambda: _NO_SHARES)
 
     @property
     def starts(self) -> Int64:
@@ -60,157 +98,556 @@ class Bags:
         return self.offsets[(self.positions + 1) * self.size].astype(np.int64)
 
 
+class Buffers:
+    """Arrays of one lookup that its push needs, used again by later lookups: see `kernels.index.find_or_create`."""
+
+    def __init__(self, num_signs: int, parts: int, num_slots: int) -> None:
+        self.rows = np.empty(num_signs + num_signs // 4, np.int32)
+        self.ordinals = np.empty(len(self.rows), np.int32)
+        # Untouched memory costs nothing: a part could have all the signs.
+        self.distinct = np.empty(parts * (len(self.rows) + 2), np.int32)
+        self.bounds = np.zeros((parts, 2 * num_slots), np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What lookup `number` keeps for its push. Slot k's signs stand from places[k] on; `unknown` signs have no row."""
+
+    bags: Bags
+    places: Int64
+    buffers: Buffers
+    number: int
+    parts: int
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableStats:
+    """Counts since the table was made, except `rows` and `index_load`, which are as they are now.
+
+    rows                of at most `capacity_rows`; index_load: rows per entry of the index
+    bytes               memory given to the table, whether touched yet or not
+    lookups, pushes     training lookups and pushes
+    inserted            rows created
+    evicted             rows given up for room, those beyond their time first
+    expired             rows that have begun anew because they were beyond their time to live
+    erased              rows given up by `erase`
+    refused             sights of signs that were not admitted
+    dropped             gradients of signs without a row, not applied
+    unsound             gradients of rows that were NaN, infinite or beyond 3.4e15, not applied; the last one's slot and sign
+    """
+
+    slots: tuple[str, ...]
+    rows: int
+    capacity_rows: int
+    index_load: float
+    bytes: int
+    lookups: int
+    pushes: int
+    inserted: int
+    evicted: int
+    expired: int
+    erased: int
+    refused: int
+    dropped: int
+    unsound: int
+    last_unsound: tuple[str, int] | None
+
+
 class Table:
-    """Rows of the slots `slots`, which must agree in dim and optimizer.
+    """Rows of the slots `slots`, which must agree in dim, optimizer and storage.
 
     A row is known by its sign alone: signs are seeded by slot, so two slots share one only by a collision of 64-bit hashes.
 
     Parameters
     ----------
     slots : settings of each slot; ids are their positions in the shard.
-    capacity_rows : bound on the rows. Address space for all of them is taken at once, memory as rows are created; the index
-        doubles as it fills, the only pause.
+    capacity_rows : hard bound on the rows. When it is reached, the least recently used rows go.
     seed : together with a sign decides the row's first weights.
+    team : threads that share the work of a call. The rows and the sums do not depend on how many there are.
+    allocate : take and touch all memory now. Otherwise address space is taken and memory as rows are created, and the index grows
+        by half when it is full, which is a pause.
 
-    Raises CapacityError when the address space cannot be had, and from `lookup` when a new row would exceed `capacity_rows`.
+    Raises CapacityError when the memory cannot be had, and from `lookup` when the batches in flight need more rows than fit.
     """
 
-    def __init__(self, slots: Sequence[Slot], slot_ids: Sequence[int], capacity_rows: int, seed: int) -> None:
+    def __init__(
+        self, slots: Sequence[Slot], slot_ids: Sequence[int], capacity_rows: int, seed: int, team: Team | None = None,
+        allocate: bool = False,
+    ) -> None:  # fmt: skip
         self.slots = tuple(slots)
         self.dim = slots[0].dim
         self.optimizer = optimizer.of_slot(slots[0])
-        self.stride = self.dim + self.optimizer.state_width(self.dim)
+        self.state_width = self.optimizer.state_width(self.dim)
+        kind, self._widening = _STORAGE[slots[0].storage]
+        self.stride = -(-self.dim // self._widening) + self.state_width
         self.capacity_rows = min(capacity_rows, MAX_ROWS)
-        self._slot_ids = np.array(slot_ids, np.uint64)
+        self._team = team or Team(1, "")
+        self._slot_ids = np.array(slot_ids, np.int32)
+        self._numbers = np.arange(len(slots), dtype=np.int32)
         self._pooling = np.array([_POOLING[slot.pooling] for slot in slots], np.int32)
-        self._scale = np.array([slot.init_scale for slot in slots], np.float32)
-        self._params = np.array([optimizer.params_of_slot(slot) for slot in slots], np.float32)
+        self._lengths = np.array([slot.max_len for slot in slots], np.int64)
+        self._kinds = np.array([_INITIALIZER[slot.initializer] for slot in slots], np.int32)
+        self._scales = np.array([initial_scale(slot) for slot in slots], np.float32)
+        self._lives = np.array([slot.ttl_steps for slot in slots], np.int64)
+        self._ttl = self._lives if self._lives.any() else np.empty(0, np.int64)
+        self._admit_after = np.array([slot.admit_after for slot in slots], np.int64)
+        self._admit_share = np.array([slot.admit_probability for slot in slots], np.float64)
+        self._initial = self.optimizer.first_state(self.dim)
         self._seed = np.uint64(seed)
-        self._lock = threading.Lock()
+        self._none = np.int32(self.capacity_rows)
+        self._bits = min(_MAX_STRIPE_BITS, max(0, (self.capacity_rows // _STRIPE_ROWS).bit_length() - 1))
+        self._num_stripes = 1 << self._bits
+        # Stripes fill unevenly: six standard deviations above the mean, and the last grants are small.
+        mean = self.capacity_rows / self._num_stripes
+        slack = 6 * math.sqrt(mean) + _MIN_GRANT if self._bits else 0
+        self._stripe_rows = math.ceil(mean + slack)
+        self._max_size = math.ceil(self._stripe_rows / LOAD) + 1
+        self._index_lock, self._push_lock, self._small_lock = threading.Lock(), threading.Lock(), threading.Lock()
+        self._in_flight: dict[int, int] = {}  # number of a lookup → its first stamp
+        self._begun: deque[tuple[int, int]] = deque()  # the same of lookups in the past, for times to live
+        self._next_stamp = 1
+        self._lookups = self._pushes = self._dropped = self._unsound = 0
+        self._last_unsound: tuple[str, int] | None = None
+        size = self._max_size if allocate else min(self._max_size, max(2, _FIRST_SIZE >> self._bits))
         try:
             # Zeros cost no memory until they are touched: the operating system hands out pages as rows are written.
-            self._arena = _aligned_zeros(self.capacity_rows * self.stride)
-            self._seen = np.zeros(self.capacity_rows, np.int32)
+            self._arena = _aligned_zeros((self.capacity_rows + 1) * self.stride, np.float32, allocate)
+            self._row_slots = _aligned_zeros(self.capacity_rows + 1, np.int32, allocate)
+            self._free = _aligned_zeros(self._num_stripes * self._stripe_rows, np.int32, allocate)
+            self._index = self._new_index(size, allocate)
+            self._sketch, self._sketch_width = self._new_sketch()
         except MemoryError:
+            row = self.stride * 4
             raise CapacityError(
-                f"a table of {self.capacity_rows:,} rows of {self.stride * 4} bytes "
-                f"({self.capacity_rows * self.stride * 4 / 2**30:.1f} GiB) cannot be allocated; "
-                f"lower capacity_rows of its slots: {self._names()}"
+                f"a table of {self.capacity_rows:,} rows of {row} bytes ({self.capacity_rows * row / 2**30:.1f} GiB, and its "
+                f"index) cannot be allocated; lower capacity_rows of its slots: {self._names()}"
             ) from None
-        self._num_rows = 0
-        self._set_index(np.zeros(2 * _FIRST_INDEX_SIZE, np.uint64))
-        self._distinct = np.empty(0, np.int32)
-        self._sums = np.empty(0, np.float32)
+        self._weights = self._arena.view(kind)
+        self._meta = np.zeros((self._num_stripes, layout.META), np.int64)
+        self._meta[:, layout.FREE_AT] = np.arange(self._num_stripes) * self._stripe_rows
+        self._next_row = 0
+        self._set_size(size)
+        self._finders = [_Finder() for _ in range(self._team.size)]
+        self._steppers = [_Stepper() for _ in range(self._team.size)]
+        self._spare: list[Buffers] = []
 
     @property
     def num_rows(self) -> int:
         """Rows held."""
-        return self._num_rows
+        return int(self._meta[:, layout.LIVE].sum())
 
-    def lookup(self, bags: Bags, out: Float32, create: bool) -> Int32:
-        """Write the pooled vector of every bag to `out` (float32 [size, width]) and return the rows, int32 [signs of the slots].
+    def lookup(self, bags: Bags, out: Float32, create: bool) -> Touched | None:
+        """Write the pooled vector of every bag to `out` (float32 [size, width]).
 
-        With `create`, a new sign gets a row; without, it reads zeros, its row is -1 and nothing changes.
+        With `create`, a new sign gets a row, and what the push needs is returned: it must come to `push` or `forget`. Without, a
+        sign that has no row reads zeros, nothing changes, not even a row's recency, and nothing is returned.
         """
-        rows = np.empty(int((bags.stops - bags.starts).sum()), np.int32)
-        with self._lock:
-            if create:
-                self._find_or_create(bags, rows)
-            else:
-                index_kernels.find(bags.signs, bags.starts, bags.stops, self._index, self._shift, rows)
-            pool_kernels.pool(
-                rows, create, bags.offsets, bags.positions, bags.size, self._pooling, self._arena, self.dim, self.stride,
-                out.reshape(-1), out.shape[1], bags.columns,
-            )  # fmt: skip
-        return rows
+        starts, stops = bags.starts, bags.stops
+        places = np.zeros(len(starts) + 1, np.int64)
+        np.cumsum(stops - starts, out=places[1:])
+        buffers = self._take_buffers(int(places[-1]))
+        if not create:
+            with self._index_lock:
+                self._find(bags.signs, starts, stops, places, buffers.rows)
+                self._pool(bags, places, buffers.rows, out)
+            self._give_back(buffers)
+            return None
+        parts = self._parts(int(places[-1]), self._num_stripes)
+        with self._index_lock:
+            number = self._begin(parts * (int(places[-1]) + 2))
+            try:
+                unknown = self._find_or_create(bags.signs, starts, stops, places, buffers, number, parts)
+            except BaseException:
+                self._land(number)
+                self._give_back(buffers)
+                raise
+        self._pool(bags, places, buffers.rows, out)
+        return Touched(bags, places, buffers, number, parts, unknown)
 
-    def push(self, bags: Bags, rows: Int32, grads: Float32) -> int:
-        """Step the `rows` that `lookup` returned for these bags with `grads`, float32 [size, width]. Returns the distinct rows."""
-        most = int((bags.stops - bags.starts).max(initial=0))
+    def push(self, touched: Touched, grads: Float32, rate_scale: float = 1.0) -> int:
+        """Step the rows of a lookup, once, with `grads`, float32 [size, width]. Returns the rows stepped, summed over the slots.
+
+        rate_scale   what the trainer's schedule multiplies the slots' learning rates by
+        """
+        bags, buffers, parts = touched.bags, touched.buffers, touched.parts
         flat = grads.reshape(-1)
         flat.flags.writeable = False  # some are (TensorFlow's), and the kernel is compiled for one kind of array
-        with self._lock:
-            if len(self._distinct) < most:
-                self._distinct = np.empty(most + most // 4, np.int32)
-                self._sums = _aligned_zeros(len(self._distinct) * self.dim)
+        most = int((buffers.bounds[:parts, 1::2] - buffers.bounds[:parts, 0::2]).max(initial=0))
+        try:
+            with self._push_lock:
+                params = optimizer.params_at(self.slots, self._pushes, rate_scale)
+
+                def work(part: int) -> None:
+                    it = self._steppers[part]
+                    it.prepare(most * self.dim)
+                    update_kernels.push(
+                        self.optimizer.tag, buffers.ordinals, buffers.distinct, buffers.bounds[part], touched.places, bags.shares,
+                        bags.offsets, bags.positions, bags.size, self._pooling, self._lengths, flat, grads.shape[1], bags.columns,
+                        part, parts, it.sums, it.listed, it.scales, self._arena, self._weights, self.dim, self.stride,
+                        self._widening, self.state_width, self._none, params, self._pushes, it.counts,
+                    )  # fmt: skip
+
+                self._team.run(work, parts)
+                counts = [it.counts.tolist() for it in self._steppers[:parts]]
+                self._pushes += 1
+                self._dropped += touched.unknown
+            for of_part in counts:
+                if of_part[update_kernels.UNSOUND]:
+                    self._note_unsound(*of_part[update_kernels.UNSOUND :])
+        finally:
+            self.forget(touched)
+        return sum(of_part[update_kernels.STEPPED] for of_part in counts)
+
+    def _note_unsound(self, count: int, row: int, slot: int) -> None:
+        """Count rows whose gradient was refused, and name one. Its batch is in flight, so the sign is there."""
+        with self._index_lock:
+            sign, _ = index_kernels.sign_of(self._index, row)
+            self._unsound += count
+            self._last_unsound = self.slots[slot].name, int(sign)
+
+    def forget(self, touched: Touched) -> None:
+        """Give up a lookup's push: its rows may go when room is needed."""
+        self._land(touched.number)
+        self._give_back(touched.buffers)
+
+    def erase(self, signs: Uint64) -> int:
+        """Give up the rows of `signs`, uint64 [n]. Returns how many went; those of batches in flight, and unknown ones, do not."""
+        with self._index_lock:
             return int(
-                update_kernels.push(
-                    rows, bags.offsets, bags.positions, bags.size, self._pooling, flat, grads.shape[1],
-                    bags.columns, self._seen, self._distinct, self._sums, self._arena, self.dim, self.stride,
-                    self.optimizer.kind, self._params,
+                eviction_kernels.erase(
+                    signs, self._index, self._entries, np.uint64(self._bits), self._meta, self._free, self._oldest()
                 )
             )  # fmt: skip
 
-    def entries(self) -> tuple[Uint64, Int32]:
-        """Sign and slot id of every row in order of creation: uint64 [n], int32 [n]."""
-        with self._lock:
-            signs, slots = np.empty(self._num_rows, np.uint64), np.empty(self._num_rows, np.int32)
-            index_kernels.entries(self._index, signs, slots)
-            return signs, slots
+    def entries(self) -> tuple[Uint64, Int32, Uint64]:
+        """Sign, slot id and stamp of every row: uint64 [n], int32 [n], uint64 [n]. The larger the stamp, the later its last use."""
+        with self._index_lock:
+            n = self.num_rows
+            signs, stamps, slots = np.empty(n, np.uint64), np.empty(n, np.uint64), np.empty(n, np.int32)
+            index_kernels.listed(self._index, self._row_slots, signs, stamps, slots)
+        return signs, self._slot_ids[slots], stamps
 
-    def values(self, rows: Int64) -> Float32:
-        """A copy of the weights and state of `rows`, float32 [n, stride]."""
-        with self._lock:
-            return self._arena[: self._num_rows * self.stride].reshape(-1, self.stride)[rows]
+    def values(self, signs: Uint64) -> tuple[NDArray[np.bool_], Float32, Float32]:
+        """A copy of the rows of `signs`, as they are between two pushes.
 
-    def rows(self) -> tuple[Uint64, Int32, Float32]:
-        """A copy of all rows in order of creation: signs uint64 [n], slot ids int32 [n], values float32 [n, stride]."""
-        signs, slots = self.entries()
-        return signs, slots, self.values(np.arange(len(signs)))
+        Returns which of them have a row (bool [n]), and of those weights float32 [m, dim] and state float32 [m, state width].
+        """
+        rows = np.empty(len(signs), np.int32)
+        with self._index_lock:
+            one = np.array([0, len(signs)], np.int64)
+            self._find(signs, one[:1], one[1:], one, rows)
+            known = rows != self._none
+            rows = rows[known]
+            weights = np.empty((len(rows), self.dim), np.float32)
+            state = np.empty((len(rows), self.state_width), np.float32)
+            with self._push_lock:
+                pool_kernels.copy_rows(
+                    rows, self._arena, self._weights, self.dim, self.stride, self._widening, self.state_width,
+                    weights.reshape(-1), state.reshape(-1),
+                )  # fmt: skip
+        return known, weights, state
 
-    def _find_or_create(self, bags: Bags, rows: Int32) -> None:
-        progress = np.array([0, 0, self._num_rows], np.int64)
-        starts, stops = bags.starts, bags.stops
+    def stats(self) -> TableStats:
+        """What the table has done and holds."""
+        with self._index_lock:
+            meta, size = self._meta.sum(axis=0), len(self._index) // 2
+        arrays = (self._arena, self._row_slots, self._free, self._index, self._sketch, self._meta)
+        return TableStats(
+            slots=tuple(slot.name for slot in self.slots),
+            rows=int(meta[layout.LIVE]),
+            capacity_rows=self.capacity_rows,
+            index_load=float(meta[layout.LIVE] / size),
+            bytes=sum(array.nbytes for array in arrays),
+            lookups=self._lookups,
+            pushes=self._pushes,
+            inserted=int(meta[layout.INSERTED]),
+            evicted=int(meta[layout.EVICTED]),
+            expired=int(meta[layout.EXPIRED]),
+            erased=int(meta[layout.ERASED]),
+            refused=int(meta[layout.REFUSED]),
+            dropped=self._dropped,
+            unsound=self._unsound,
+            last_unsound=self._last_unsound,
+        )
+
+    # --- lookup -------------------------------------------------------------------------------------------------------
+
+    def _find(self, signs: Uint64, starts: Int64, stops: Int64, places: Int64, rows: Int32) -> None:
+        def work(part: int) -> None:
+            mine = slice(bounds[part], bounds[part + 1])
+            index_kernels.find(
+                signs, starts[mine], stops[mine], self._index, self._entries, np.uint64(self._bits), self._none,
+                rows[places[mine.start] :],
+            )  # fmt: skip
+
+        parts = min(self._parts(int(places[-1])), len(starts))
+        # Slots are not cut: evaluations are not the hurry.
+        bounds = np.searchsorted(places, np.linspace(0, places[-1], parts + 1)) if parts > 1 else np.array([0, len(starts)])
+        bounds[0], bounds[-1] = 0, len(starts)
+        self._team.run(work, parts)
+
+    def _find_or_create(
+        self, signs: Uint64, starts: Int64, stops: Int64, places: Int64, buffers: Buffers, number: int, parts: int
+    ) -> int:  # fmt: skip
+        """Returns the number of signs that got no row. The index lock is held."""
+        first_stamp, oldest = self._in_flight[number], self._oldest()
+        valid = self._valid(number, oldest)
+        valid_of_slot = valid if valid.any() else valid[:0]
+        reasons = [index_kernels.GROW] * parts
+        finders = self._finders[:parts]
+        for finder in finders:
+            finder.progress[:] = 0
+
+        def work(part: int) -> None:
+            it = finders[part]
+            while reasons[part] != index_kernels.DONE:
+                reasons[part] = index_kernels.find_or_create(
+                    signs, starts, stops, places, part, parts, valid, buffers.rows, buffers.ordinals, buffers.distinct,
+                    buffers.bounds[part], self._index, self._entries, np.uint64(self._bits), self._meta, self._free, first_stamp,
+                    oldest, self._none, it.mine, it.homes, it.pending, it.ages, it.progress, self._numbers, self._row_slots,
+                    valid_of_slot, self._arena, self._weights, self.dim, self.stride, self._widening, self._initial, self._kinds,
+                    self._scales, self._seed, np.uint64(number), self._admit_after, self._admit_share, self._sketch,
+                    self._sketch_width,
+                )  # fmt: skip
+                if reasons[part] in (index_kernels.GROW, index_kernels.FULL):
+                    return
+                if reasons[part] == index_kernels.GRANT:
+                    self._grant(int(it.progress[index_kernels.STRIPE]))
+
         try:
-            while not index_kernels.find_or_create(
-                bags.signs, starts, stops, self._slot_ids, self._index, self._shift, rows, progress, self._room(),
-                self._arena, self.dim, self.stride, np.float32(self.optimizer.initial_state), self._scale, self._seed,
-            ):  # fmt: skip
-                if progress[index_kernels.ROWS] >= self.capacity_rows:
-                    most = self.capacity_rows == MAX_ROWS
-                    raise CapacityError(
-                        f"the table of slots {self._names()} is full: {self.capacity_rows:,} rows"
-                        f"{', the most that one table can hold; ' if most else '; raise their capacity_rows, or '}"
-                        f"set hash_size to bound the signs{', or ps.num_shards to spread the slots' if most else ''}"
-                    )
-                self._grow_index()
+            while True:
+                self._team.run(work, parts)
+                stopped = {k: int(finders[k].progress[index_kernels.STRIPE]) for k in range(parts) if reasons[k]}
+                if not stopped:
+                    return int(sum(finder.progress[index_kernels.UNKNOWN] for finder in finders))
+                for k, stripe in stopped.items():
+                    if reasons[k] == index_kernels.FULL and not self._borrow(stripe, first_stamp, oldest, finders[k]):
+                        raise CapacityError(
+                            f"the batches in flight need more rows than the table of slots {self._names()} can hold: "
+                            f"{self.capacity_rows:,} rows, {len(self._in_flight)} batches in flight; raise capacity_rows of these "
+                            "slots, or lower trainer.in_flight or data.batch_size"
+                        )
+                full = [stripe for k, stripe in stopped.items() if reasons[k] == index_kernels.GROW]
+                if full:
+                    self._grow(full)
         finally:
-            self._num_rows = int(progress[index_kernels.ROWS])
+            # Also of a lookup that failed: what it has stamped is older than what comes.
+            self._next_stamp = max(self._next_stamp, *(int(finder.progress[index_kernels.FOLLOWING]) + 1 for finder in finders))
 
-    def _grow_index(self) -> None:
-        """Double the index. All rows stay where they are."""
-        old = self._index
+    def _pool(self, bags: Bags, places: Int64, rows: Int32, out: Float32) -> None:
+        parts = min(self._parts(int(places[-1])), bags.size)
+        bounds = np.linspace(0, bags.size, parts + 1).astype(np.int64)
+        flat = out.reshape(-1)
+        lines = (out.ctypes.data, *(4 * bags.columns), 4 * out.shape[1])
+        streaming = all(place % _LINE_BYTES == 0 for place in lines)
+
+        def work(part: int) -> None:
+            pool_kernels.pool(
+                rows, places, bags.shares, bags.offsets, bags.positions, bags.size, bounds[part], bounds[part + 1], self._pooling,
+                self._lengths, self._weights, self.dim, self.stride, self._widening, flat, out.shape[1], bags.columns,
+                streaming,
+            )  # fmt: skip
+
+        self._team.run(work, parts)
+
+    def _parts(self, num_signs: int, most: int = 1 << 30) -> int:
+        """Parts that work on this many signs is cut into, a power of two."""
+        return 1 << (max(1, min(self._team.size, num_signs // MIN_PART, most)).bit_length() - 1)
+
+    def _begin(self, stamps: int) -> int:
+        """The number of a lookup that needs at most so many stamps; it is in flight from now on. The index lock is held."""
+        if self._next_stamp + stamps > _MAX_STAMP:
+            # Once in some ten thousand lookups: what is older than all in flight becomes equally old.
+            with self._small_lock:
+                by = min(self._in_flight.values(), default=self._next_stamp) - 1
+                self._in_flight = {number: first - by for number, first in self._in_flight.items()}
+            index_kernels.lower_stamps(self._index, np.uint64(by))
+            self._next_stamp -= by
+            self._begun = deque((number, max(0, first - by)) for number, first in self._begun)
+        self._lookups += 1
+        with self._small_lock:
+            self._in_flight[self._lookups] = self._next_stamp
+        return self._lookups
+
+    def _land(self, number: int) -> None:
+        with self._small_lock:
+            self._in_flight.pop(number, None)
+
+    def _oldest(self) -> np.uint64:
+        """The stamp from which on rows are in flight."""
+        with self._small_lock:
+            return np.uint64(min(self._in_flight.values(), default=self._next_stamp))
+
+    def _valid(self, number: int, oldest: np.uint64) -> Uint64:
+        """For each slot, the stamp below which a row has outlived its time in lookup `number`, uint64 [slots]; 0: never."""
+        valid = np.zeros(len(self.slots), np.uint64)
+        longest = int(self._lives.max())
+        if longest:
+            # First stamps of lookups in the past, so many that the time is exact to a thousandth.
+            if not self._begun or number - self._begun[-1][0] >= longest / _TTL_MARKS:
+                self._begun.append((number, self._in_flight[number]))
+            while len(self._begun) > 1 and self._begun[1][0] <= number - longest:
+                self._begun.popleft()
+            for k, life in enumerate(self._lives):
+                if life:
+                    passed = [first for begun, first in self._begun if begun <= number - int(life)]
+                    valid[k] = min(passed[-1], int(oldest)) if passed else 0
+        return valid
+
+    def _take_buffers(self, num_signs: int) -> Buffers:
+        with self._small_lock:
+            for k, buffers in enumerate(self._spare):
+                if len(buffers.rows) >= num_signs:
+                    return self._spare.pop(k)
+            self._spare.clear()
+        return Buffers(num_signs, self._team.size, len(self.slots))
+
+    def _give_back(self, buffers: Buffers) -> None:
+        with self._small_lock:
+            self._spare.append(buffers)
+
+    # --- memory -------------------------------------------------------------------------------------------------------
+
+    def _grant(self, stripe: int) -> None:
+        """Give a stripe rows that were never used, or close it when there are none: it will evict."""
+        line = self._meta[stripe]
+        with self._small_lock:
+            left = self.capacity_rows - self._next_row
+            # As many again as the stripe has, so that rows lie close while there are few; less towards the end, so that all are
+            # used; and no more than the stripe may have.
+            held = int(line[layout.LIVE])
+            wanted = max(_MIN_GRANT, min(left // (2 * self._num_stripes), held + _MIN_GRANT)) if self._bits else left
+            rows = min(left, wanted, self._stripe_rows - held)
+            line[layout.FRESH] = self._next_row
+            line[layout.FRESH_END] = self._next_row + rows
+            self._next_row += rows
+            line[layout.CLOSED] = rows == 0
+
+    def _borrow(self, stripe: int, newest: int, oldest: np.uint64, finder: _Finder) -> bool:
+        """Give a stripe whose rows are all in flight one of another stripe's. Returns whether there was any.
+
+        Stripes own about equal parts of the rows, but a batch may need more of one. The index lock is held, and no part runs.
+        """
+        line = self._meta[stripe]
+        if line[layout.LIVE] >= line[layout.ROOM]:
+            return False
+        for other in np.argsort(self._meta[:, layout.LIVE]):
+            lender = self._meta[other]
+            if lender[layout.FREE] == 0 and lender[layout.FRESH] < lender[layout.FRESH_END]:
+                lender[layout.FRESH_END] -= 1
+                row = lender[layout.FRESH_END]
+            elif other != stripe and eviction_kernels.make_room(
+                other, self._index, self._entries, np.uint64(self._bits), self._meta, self._free, np.uint64(newest), oldest,
+                self._row_slots, np.empty(0, np.uint64), finder.ages,
+            ):  # fmt: skip
+                lender[layout.FREE] -= 1
+                row = self._free[lender[layout.FREE_AT] + lender[layout.FREE]]
+            else:
+                continue
+            self._free[line[layout.FREE_AT]] = row
+            line[layout.FREE] = 1
+            return True
+        return False
+
+    def _grow(self, full: Sequence[int]) -> None:
+        """Make the index larger by half, or close the stripes that are full when it is as large as it gets."""
+        if self._size >= self._max_size:
+            self._meta[full, layout.CLOSED] = 1
+            return
+        size = min(self._max_size, math.ceil(self._size * _GROWTH) + 1)
         try:
-            larger = np.zeros(2 * len(old), np.uint64)
+            larger = self._new_index(size, touch=False)
         except MemoryError:
             raise CapacityError(
-                f"the index of slots {self._names()} cannot grow to {2 * old.nbytes / 2**30:.1f} GiB; "
+                f"the index of slots {self._names()} cannot grow to {self._num_stripes * size * _ENTRY_BYTES / 2**30:.1f} GiB; "
                 "lower their capacity_rows, or set hash_size to bound the signs"
             ) from None
-        self._set_index(larger)
-        index_kernels.rebuild(old, larger, self._shift)
+        old, self._index = self._index, larger
+        self._set_size(size)
+        parts = min(self._team.size, self._num_stripes)
+        stripes = np.linspace(0, self._num_stripes, parts + 1).astype(np.int64)
 
-    def _room(self) -> int:
-        """How many rows there may be before the index has to grow or the table is full."""
-        return min(self.capacity_rows, int(len(self._index) // 2 * _MAX_LOAD))
+        def work(part: int) -> None:
+            index_kernels.rebuild(old, larger, self._entries, np.uint64(self._bits), stripes[part], stripes[part + 1])
 
-    def _set_index(self, index: Uint64) -> None:
-        self._index = index
-        self._shift = np.uint64(64 - (len(index) // 2).bit_length() + 1)
+        self._team.run(work, parts)
+
+    def _set_size(self, size: int) -> None:
+        self._size = size
+        self._entries = np.uint64(self._num_stripes * size)
+        self._meta[:, layout.ROOM] = min(self._stripe_rows, int(size * LOAD))
+        self._meta[:, layout.HAND] = 0
+
+    def _new_index(self, size: int, touch: bool) -> Uint64:
+        return _aligned_zeros(2 * self._num_stripes * (size + layout.PAD), np.uint64, touch)
+
+    def _new_sketch(self) -> tuple[NDArray[np.uint8], int]:
+        """Counters for the sights of signs without a row, if any slot counts them: four lines of four to each row."""
+        if (self._admit_after <= 1).all():
+            return np.zeros(0, np.uint8), 0
+        width = max(256, 4 * self._stripe_rows)
+        return np.zeros(self._num_stripes * 4 * width, np.uint8), width
 
     def _names(self) -> str:
         names = [slot.name for slot in self.slots]
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+class _Finder:
+    """Scratch of one thread of a lookup."""
+
+    def __init__(self) -> None:
+        self.mine = np.empty(index_kernels.BLOCK, np.int32)
+        self.homes = np.empty(index_kernels.HOMES, np.uint64)
+        self.pending = np.empty(index_kernels.BLOCK, np.int32)
+        self.ages = np.empty(eviction_kernels.CLASSES + 1, np.int64)
+        self.progress = np.zeros(index_kernels.PROGRESS, np.int64)
+
+
+class _Stepper:
+    """Scratch of one thread of a push."""
+
+    def __init__(self) -> None:
+        self.sums = np.empty(0, np.float32)
+        self.listed = np.empty(2 * update_kernels.LIST, np.int64)
+        self.scales = np.empty(update_kernels.LIST, np.float32)
+        self.counts = np.zeros(4, np.int64)
+
+    def prepare(self, floats: int) -> None:
+        """Room for the sums of a slot; counts at zero."""
+        if len(self.sums) < floats:
+            self.sums = _aligned_zeros(floats + floats // 4, np.float32, touch=False)
+        self.counts[:] = 0
+
+
+def initial_scale(slot: Slot) -> float:
+    """The scale of a slot's first weights: init_scale, divided by √dim where the slot asks for it."""
+    if slot.initializer == "zeros":
+        return 0.0
+    return slot.init_scale / math.sqrt(slot.dim) if slot.init_by_dim else slot.init_scale
+
+
 def row_bytes(slot: Slot) -> int:
-    """Memory one row of a slot takes, index included, at the index's emptiest (just doubled)."""
-    stride = slot.dim + optimizer.of_slot(slot).state_width(slot.dim)
-    return stride * 4 + 4 + int(2 * _ENTRY_BYTES / _MAX_LOAD)
+    """Memory one row of a slot takes when its table is full, its part of the index included."""
+    state = optimizer.of_slot(slot).state_width(slot.dim)
+    counters = 16 if slot.admit_after > 1 else 0
+    weights = -(-slot.dim // _STORAGE[slot.storage][1])
+    return (weights + state) * 4 + 8 + math.ceil(_ENTRY_BYTES / LOAD) + counters
 
 
-def _aligned_zeros(floats: int) -> Float32:
-    """float32 zeros that start on a cache line."""
-    raw = np.zeros(floats + _LINE_FLOATS, np.float32)
-    first = (-raw.ctypes.data % (_LINE_FLOATS * 4)) // 4
-    return raw[first : first + floats]
+def aligned_empty(shape: tuple[int, int]) -> Float32:
+    """float32 that start on a cache line, C-contiguous, of any value."""
+    raw = np.empty(shape[0] * shape[1] + _LINE_BYTES // 4, np.float32)
+    first = (-raw.ctypes.data % _LINE_BYTES) // 4
+    return raw[first : first + shape[0] * shape[1]].reshape(shape)
+
+
+def _aligned_zeros(count: int, kind: type[np.generic], touch: bool) -> NDArray[Any]:
+    """Zeros that start on a cache line; `touch`: with their memory behind them."""
+    size = np.dtype(kind).itemsize
+    raw = np.zeros(count + _LINE_BYTES // size, kind)
+    first = (-raw.ctypes.data % _LINE_BYTES) // size
+    if touch:
+        raw[:: 4096 // size] = 0
+    return raw[first : first + count]

@@ -1,8 +1,7 @@
 """Slow, obvious twins of `flowps.ps.kernels` and of `flowps.ps.table.Table`: Python integers, dicts, one row at a time.
 
-An index here is a dict {sign: (row, slot)}; `decode` and `encode` go between it and the kernels' array. Arithmetic on
-weights is in float32 and in the kernels' documented order (a bag from left to right, gradients by first occurrence), so
-that twins agree closely.
+Arithmetic on weights is in float32 and in the kernels' documented order (a bag from left to right, gradients in the order of the
+batch), so that twins agree closely. The optimizers' twins are in `twins`.
 """
 
 from __future__ import annotations
@@ -11,94 +10,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flowps.batch import Float32, Int32, Uint64
+from flowps.batch import Float32
 from flowps.config import Slot
-from flowps.errors import CapacityError
+from flowps.ps import optimizer
+from flowps.ps.table import initial_scale
 
-Known = dict[int, tuple[int, int]]
 Bags = list[list[list[int]]]
 
 WORD = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
 
 
-# --- the index --------------------------------------------------------------------------------------------------------
-
-
-def shift_of(size: int) -> np.uint64:
-    """What an index of `size` entries shifts a multiplied sign by: all but the upper log2(size) bits go."""
-    return np.uint64(64 - (size.bit_length() - 1))
+# --- signs ------------------------------------------------------------------------------------------------------------
 
 
 def home(sign: int, size: int) -> int:
-    """The entry at which probing for a sign starts."""
+    """The entry at which probing for a sign starts, in an index of one stripe."""
     return (sign * GOLDEN & WORD) * size >> 64
 
 
 def sign_at_home(position: int, size: int, low: int) -> int:
     """A sign whose probing starts at `position`; another one for every `low` < 2**64 / size."""
     return (position * ((1 << 64) // size) + low) * pow(GOLDEN, -1, 1 << 64) & WORD
-
-
-def encode(known: Mapping[int, tuple[int, int]], size: int) -> Uint64:
-    """The array of an index of `size` entries: each sign in turn at the first free entry from its home on."""
-    assert len(known) < size
-    index = np.zeros(2 * size, np.uint64)
-    for sign, (row, slot) in known.items():
-        p = home(sign, size)
-        while index[2 * p + 1]:
-            p = (p + 1) % size
-        index[2 * p], index[2 * p + 1] = sign, (row + 1) | slot << 32
-    return index
-
-
-def decode(index: Uint64) -> Known:
-    """The dict of an index's array. Fails when a sign stands in it twice."""
-    known: Known = {}
-    for sign, entry in index.reshape(-1, 2).tolist():
-        if entry:
-            assert sign not in known
-            known[sign] = ((entry & 0xFFFFFFFF) - 1, entry >> 32)
-    return known
-
-
-# --- index.py ---------------------------------------------------------------------------------------------------------
-
-
-def find(signs: Sequence[int], ranges: Sequence[tuple[int, int]], known: Known) -> list[int]:
-    """Twin of `index.find`."""
-    return [known.get(signs[i], (-1, 0))[0] for start, stop in ranges for i in range(start, stop)]
-
-
-def find_or_create(
-    signs: Sequence[int], ranges: Sequence[tuple[int, int]], slots: Sequence[int], known: Known, values: list[Float32],
-    max_rows: int, dim: int, stride: int, state: float, scale: Sequence[float], seed: int,
-) -> tuple[bool, list[int], list[int]]:  # fmt: skip
-    """Twin of `index.find_or_create` from the beginning. `known` and `values` grow. Returns done, rows, progress."""
-    rows: list[int] = []
-    for k, (start, stop) in enumerate(ranges):
-        for i in range(start, stop):
-            if signs[i] not in known:
-                if len(known) == max_rows:
-                    return False, rows, [k, i - start, len(known)]
-                known[signs[i]] = len(known), slots[k]
-                values.append(new_row(signs[i], seed, dim, stride - dim, scale[k], state))
-            rows.append(known[signs[i]][0])
-    return True, rows, [len(ranges), 0, len(known)]
-
-
-def new_row(sign: int, seed: int, dim: int, state_width: int, scale: float, state: float) -> Float32:
-    """The first weights and state of a sign's row."""
-    return np.concatenate([draw(sign, seed, dim, scale), np.full(state_width, state, np.float32)])
-
-
-def draw(sign: int, seed: int, dim: int, scale: float) -> Float32:
-    """SplitMix64 of the counters 1 … dim, keyed by sign and seed; its upper 24 bits make a float32 in ±scale."""
-    key = sign ^ (seed * 0x94D049BB133111EB & WORD)
-    weights = [(mix(key + (d + 1) * GOLDEN & WORD) >> 40) / 2**23 - 1 for d in range(dim)]
-    return np.array(weights, np.float32) * np.float32(scale)
 
 
 def mix(z: int) -> int:
@@ -108,90 +42,123 @@ def mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
-# --- pool.py and update.py --------------------------------------------------------------------------------------------
+def draw(sign: int, seed: int, dim: int, scale: float) -> Float32:
+    """Uniform first weights: two to each SplitMix64 word of the counters 1, 2, …, keyed by sign and seed; lower half first."""
+    key = sign ^ (seed * 0x94D049BB133111EB & WORD)
+    words = [mix(key + (d // 2 + 1) * GOLDEN & WORD) >> 32 * (d % 2) & 0xFFFFFFFF for d in range(dim)]
+    return np.array([(word >> 8) / 2**23 - 1 for word in words], np.float32) * np.float32(scale)
 
 
-def bags_of(rows: Int32, offsets: Int32, positions: NDArray[np.int64], size: int) -> list[list[Int32]]:
-    """[slot][sample] → the rows of that bag."""
-    lengths = np.diff(offsets).reshape(-1, size)[positions].reshape(-1)
-    bags = np.split(rows, np.cumsum(lengths)[:-1])
-    return [bags[k * size : (k + 1) * size] for k in range(len(positions))]
+# --- bags -------------------------------------------------------------------------------------------------------------
 
 
-def pool_bag(rows: Sequence[int], arena: Float32, dim: int, mean: bool) -> Float32:
-    """The pooled vector of one bag; `arena` is float32 [capacity, stride]."""
-    total = np.zeros(dim, np.float32)
-    for row in rows:
-        if row >= 0:
-            total += arena[row, :dim]
-    return total / np.float32(len(rows)) if mean and len(rows) else total
+def pool_bag(
+    rows: Sequence[Float32], slot: Slot, shares: Sequence[float] | None = None
+) -> Float32:  # fmt: skip
+    """The pooled vector of one bag's rows (weights; zeros for a sign without a row), each with its share."""
+    if slot.pooling == "none":
+        out = np.zeros((slot.max_len, slot.dim), np.float32)
+        for place, row in enumerate(rows[: slot.max_len]):
+            out[place] = row * np.float32(1 if shares is None else shares[place])
+        return out.reshape(-1)
+    total = np.zeros(slot.dim, np.float32)
+    for place, row in enumerate(rows):
+        total += row * np.float32(1 if shares is None else shares[place])
+    return total * np.float32(divisor(slot, len(rows), shares))
 
 
-def sum_gradients(bags: Sequence[Sequence[int]], grads: Float32, mean: bool) -> dict[int, Float32]:
-    """{row: summed gradient} of one slot, in order of first occurrence; grads float32 [size, dim]."""
+def divisor(slot: Slot, count: int, shares: Sequence[float] | None = None) -> float:
+    """What a bag's sum is multiplied by."""
+    if not count or slot.pooling in ("sum", "none"):
+        return 1.0
+    weights = np.ones(count) if shares is None else np.array(shares, np.float64)
+    by = weights.sum() if slot.pooling == "mean" else np.sqrt((weights**2).sum())
+    return 0.0 if by == 0 else 1 / by
+
+
+def sum_gradients(
+    bags: Sequence[Sequence[int]], slot: Slot, grads: Float32, shares: Sequence[Sequence[float]] | None = None
+) -> dict[int, Float32]:  # fmt: skip
+    """{sign: summed gradient} of one slot; grads float32 [size, slot.width]."""
     sums: dict[int, Float32] = {}
-    for bag, grad in zip(bags, grads, strict=True):
-        for row in bag:
-            share = grad / np.float32(len(bag)) if mean else grad
-            sums[int(row)] = sums.get(int(row), np.zeros_like(grad)) + share
+    for b, bag in enumerate(bags):
+        scale = divisor(slot, len(bag), None if shares is None else shares[b])
+        for place, sign in enumerate(bag):
+            if slot.pooling == "none":
+                sums.setdefault(sign, np.zeros(slot.dim, np.float32))
+                if place >= slot.max_len:
+                    continue
+            at = place * slot.dim if slot.pooling == "none" else 0
+            share = np.float32(scale * (1 if shares is None else shares[b][place]))
+            sums[sign] = sums.get(sign, np.zeros(slot.dim, np.float32)) + share * grads[b, at : at + slot.dim]
     return sums
-
-
-def step_sgd(row: Float32, grad: Float32, rate: float, epsilon: float) -> None:
-    """w -= rate · g."""
-    row -= np.float32(rate) * grad
-
-
-def step_adagrad(row: Float32, grad: Float32, rate: float, epsilon: float) -> None:
-    """a += g²; w -= rate · g / √(a + epsilon)."""
-    weights, squares = np.split(row, 2)
-    squares += grad * grad
-    weights -= np.float32(rate) * grad / np.sqrt(squares + np.float32(epsilon))
-
-
-STEPS = {"sgd": step_sgd, "adagrad": step_adagrad}
 
 
 # --- table.py ---------------------------------------------------------------------------------------------------------
 
 
+def new_row(slot: Slot, sign: int, seed: int) -> Float32:
+    """First weights and state of a sign's row."""
+    state = optimizer.of_slot(slot).first_state(slot.dim)
+    return np.concatenate([draw(sign, seed, slot.dim, initial_scale(slot)), state])
+
+
+def step(row: Float32, grad: Float32, slot: Slot, scale: float = 1.0) -> None:
+    """One step of a row, in place: sgd and adagrad."""
+    rate = np.float32(slot.learning_rate * scale)
+    if slot.optimizer == "sgd":
+        row[: slot.dim] -= rate * grad
+        return
+    assert slot.optimizer == "adagrad"
+    weights, squares = np.split(row, 2)
+    squares += grad * grad
+    weights -= rate * grad / np.sqrt(squares + np.float32(slot.epsilon))
+
+
 @dataclass
 class NaiveTable:
-    """`Table` over bags as lists: [slot][sample] → signs. `values[row]`: weights and state, in order of creation."""
+    """A table without a bound, over bags as lists: [slot][sample] → signs. `rows[sign]`: weights and state."""
 
     slots: Sequence[Slot]
-    slot_ids: Sequence[int]
-    capacity_rows: int
     seed: int
-    known: Known = field(default_factory=dict)
-    values: list[Float32] = field(default_factory=list)
+    rows: dict[int, Float32] = field(default_factory=dict)
 
-    def lookup(self, bags: Bags, create: bool) -> tuple[Bags, list[list[Float32]]]:
-        """[slot][sample] → rows, and → pooled vector. Raises CapacityError at the first new sign that has no place."""
-        if create:
-            for slot, slot_id, samples in zip(self.slots, self.slot_ids, bags, strict=True):
-                for sign in (sign for bag in samples for sign in bag):
-                    if sign not in self.known:
-                        if len(self.known) == self.capacity_rows:
-                            raise CapacityError
-                        self.known[sign] = len(self.known), slot_id
-                        width, state = (slot.dim, slot.initial_accumulator) if slot.optimizer == "adagrad" else (0, 0.0)
-                        self.values.append(new_row(sign, self.seed, slot.dim, width, slot.init_scale, state))
-        rows = [[[self.known.get(sign, (-1, 0))[0] for sign in bag] for bag in samples] for samples in bags]
-        dim = self.slots[0].dim
-        arena = np.array([value[:dim] for value in self.values], np.float32).reshape(-1, dim)
-        pooled = [
-            [pool_bag(bag, arena, dim, slot.pooling == "mean") for bag in samples]
-            for slot, samples in zip(self.slots, rows, strict=True)
+    def new(self, slot: Slot, sign: int) -> Float32:
+        """What a row of a sign begins as."""
+        return new_row(slot, sign, self.seed)
+
+    def create(self, bags: Bags) -> None:
+        """Give every sign a row."""
+        for slot, samples in zip(self.slots, bags, strict=True):
+            for sign in (sign for bag in samples for sign in bag):
+                if sign not in self.rows:
+                    self.rows[sign] = self.new(slot, sign)
+
+    def pooled(self, bags: Bags) -> list[list[Float32]]:
+        """[slot][sample] → pooled vector."""
+        return [
+            [pool_bag([self.weights(sign, slot) for sign in bag], slot) for bag in samples]
+            for slot, samples in zip(self.slots, bags, strict=True)
         ]
-        return rows, pooled
 
-    def push(self, rows: Bags, grads: Sequence[Float32]) -> int:
-        """Step the rows of a lookup with [slot] → float32 [size, dim]. Returns the sum of the slots' distinct rows."""
+    def weights(self, sign: int, slot: Slot) -> Float32:
+        """A sign's weights, zeros where it has no row."""
+        row = self.rows.get(sign)
+        return np.zeros(slot.dim, np.float32) if row is None else row[: slot.dim]
+
+    def push(self, bags: Bags, grads: Sequence[Float32]) -> int:
+        """Step the rows of a lookup with [slot] → float32 [size, slot.width]. Returns the sum of the slots' distinct rows."""
         distinct = 0
-        for slot, samples, grad in zip(self.slots, rows, grads, strict=True):
-            sums = sum_gradients(samples, grad, slot.pooling == "mean")
-            for row, total in sums.items():
-                STEPS[slot.optimizer](self.values[row], total, slot.learning_rate, slot.epsilon)
+        for slot, samples, grad in zip(self.slots, bags, grads, strict=True):
+            sums = sum_gradients(samples, slot, grad)
+            for sign, total in sums.items():
+                step(self.rows[sign], total, slot)
             distinct += len(sums)
         return distinct
+
+
+def same(ours: Mapping[int, Float32], theirs: Mapping[int, Float32]) -> None:
+    """Assert that two tables hold the same rows, but for rounding."""
+    assert ours.keys() == theirs.keys()
+    for sign, row in ours.items():
+        np.testing.assert_allclose(row, theirs[sign], rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowps.batch import Batch
 from flowps.config import Slot
 from flowps.errors import CapacityError, UnknownBatchError
 from flowps.ps.client import PsClient
@@ -44,6 +45,8 @@ def serving(
         yield client, shards
     finally:
         client.close()
+        for shard in shards:
+            shard.close()
 
 
 def contents(shards: Sequence[Shard]) -> dict[str, dict[int, tuple[bytes, bytes]]]:
@@ -132,7 +135,7 @@ def test_a_full_table_reaches_the_caller(full: int) -> None:
     capacity_rows = [1 if s == full else 10 for s in range(4)]
     with serving(slots, 4, capacity_rows) as (client, _):
         client.lookup(0, drawn.batch([[[s]] for s in range(4)]), training=True)
-        with pytest.raises(CapacityError, match=f"slot_{full} is full: 1 rows"):
+        with pytest.raises(CapacityError, match=f"slot_{full} can hold: 1 rows"):
             client.lookup(1, drawn.batch([[[s, 10 + s]] for s in range(4)]), training=True)
 
 
@@ -144,7 +147,7 @@ def test_a_failed_lookup_is_not_in_flight(full: int) -> None:
     with serving(slots, 4, capacity_rows, max_in_flight=1) as (client, _):
         out = client.lookup(0, drawn.batch([[[s]] for s in range(4)]), training=True)
         client.push(0, out)
-        with pytest.raises(CapacityError, match="is full"):
+        with pytest.raises(CapacityError, match="need more rows"):
             client.lookup(1, drawn.batch([[[s, 10 + s]] for s in range(4)]), training=True)
         known = client.lookup(1, drawn.batch([[[s]] for s in range(4)]), training=True)
         client.push(1, known)
@@ -157,12 +160,12 @@ class FakeShard:
         self.written, self.wait, self.error = written, wait, error
 
     def lookup(
-        self, batch_id: Any, signs: Any, offsets: Any, size: int, positions: Any, columns: Any, out: Any, training: Any
+        self, batch_id: Any, signs: Any, offsets: Any, size: int, positions: Any, columns: Any, out: Any, training: Any, shares: Any
     ) -> None:
         self._serve()
         out[:, columns] = self.written
 
-    def push(self, batch_id: int, grads: Any) -> None:
+    def push(self, batch_id: int, grads: Any, rate_scale: float) -> None:
         self._serve()
 
     def __getattr__(self, name: str) -> Any:
@@ -252,3 +255,16 @@ def test_close_ends_its_threads() -> None:
         assert {thread.name.split("_")[0] for thread in started} == {"flowps-ps-client"}
     assert not any(thread.is_alive() for thread in started)
     client.close()
+
+
+def test_embeddings_start_on_a_cache_line_and_are_weighted() -> None:
+    """The buffer is aligned, so that it can be written past the caches; a batch's shares reach the shards."""
+    with serving([drawn.slot("a"), drawn.slot("b", pooling="mean")], 2) as (client, _):
+        signs, offsets = drawn.arrays([[[1, 2]], [[3, 4]]])
+        plain = Batch(np.zeros(1, np.float32), np.empty((1, 0), np.float32), signs, offsets)
+        weighted = Batch(plain.labels, plain.dense, signs, offsets, np.array([2, 0, 0, 5], np.float32))
+        client.push(0, client.lookup(0, plain, training=True) * 0)
+        out = client.lookup(1, weighted, training=False)
+        assert out.ctypes.data % 64 == 0
+        np.testing.assert_allclose(out[0, :8], 2 * naive.draw(1, 7, 8, 0.5), rtol=1e-6)
+        np.testing.assert_allclose(out[0, 8:], naive.draw(4, 7, 8, 0.5), rtol=1e-6)

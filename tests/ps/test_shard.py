@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from hypothesis import given
 
 from flowps.config import Slot
 from flowps.errors import CapacityError, UnknownBatchError
-from flowps.ps import table as table_module
 from flowps.ps.shard import Shard
 from flowps.ps.table import Table
 from tests.ps import drawn, naive
@@ -72,29 +70,34 @@ def in_slots(num_slots: int, sign: int) -> drawn.Bags:
 def test_several_tables_as_their_twins(random: np.random.Generator) -> None:
     """Mixed dims, optimizers and poolings: pooled vectors, distinct rows and all rows equal those of dicts."""
     caller = Caller(MIXED, seed=9)
-    twins = [naive.NaiveTable([MIXED[s] for s in of], of, 1000, seed=9) for of in TABLES]
+    twins = [naive.NaiveTable([MIXED[s] for s in of], seed=9) for of in TABLES]
     for batch_id in range(4):
         bags = drawn.random_bags(random, len(MIXED), size=5, values=12)
         out = caller.lookup(batch_id, bags)
         grads = random.uniform(-1, 1, out.shape).astype(np.float32)
         distinct = 0
         for of, twin in zip(TABLES, twins, strict=True):
-            rows, pooled = twin.lookup([bags[s] for s in of], create=True)
-            for s, vectors in zip(of, pooled, strict=True):
+            of_table = [bags[s] for s in of]
+            twin.create(of_table)
+            for s, vectors in zip(of, twin.pooled(of_table), strict=True):
                 np.testing.assert_allclose(caller.part(out, s), vectors, rtol=1e-4, atol=1e-4)
-            distinct += twin.push(rows, [caller.part(grads, s) for s in of])
+            distinct += twin.push(of_table, [caller.part(grads, s) for s in of])
         assert caller.shard.push(batch_id, grads) == distinct
-    assert caller.shard.num_rows == sum(len(twin.known) for twin in twins)
+    assert caller.shard.num_rows == sum(len(twin.rows) for twin in twins)
     by_slot = {rows.slot.name: rows for rows in caller.shard.rows()}
+    assert [rows.slot for rows in by_slot.values()] == [MIXED[s] for of in TABLES for s in of]
     for of, twin in zip(TABLES, twins, strict=True):
+        found: dict[int, np.ndarray] = {}
         for s in of:
-            known = {sign: row for sign, (row, slot_id) in twin.known.items() if slot_id == s}
             rows = by_slot[MIXED[s].name]
-            assert rows.slot == MIXED[s]
-            assert rows.signs.tolist() == list(known)
-            expected = np.array([twin.values[row] for row in known.values()])
-            np.testing.assert_allclose(rows.weights, expected[:, : MIXED[s].dim], rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(rows.state, expected[:, MIXED[s].dim :], rtol=1e-4, atol=1e-4)
+            assert set(rows.signs.tolist()) == {sign for sign in twin.rows if sign in signs_of_slot(s, 12)}
+            found |= dict(zip(rows.signs.tolist(), np.concatenate([rows.weights, rows.state], axis=1), strict=True))
+        naive.same(found, twin.rows)
+
+
+def signs_of_slot(s: int, values: int) -> set[int]:
+    """What `drawn.random_bags` draws a slot's signs from."""
+    return {naive.mix((s << 32) + value) for value in range(values)}
 
 
 def test_evaluation_creates_and_remembers_nothing() -> None:
@@ -182,10 +185,10 @@ def test_a_full_table_forgets_the_batch() -> None:
     caller.lookup(0, [[[1]], [[101]]])
     caller.shard.push(0, np.ones((1, 12), np.float32))
     with pytest.raises(CapacityError, match="narrow"):
-        caller.lookup(1, [[[1]], [[102, 103, 104]]])
+        caller.lookup(1, [[[1]], [[102, 103, 104, 105]]])
     with pytest.raises(UnknownBatchError, match="batch 1"):
         caller.shard.push(1, np.ones((1, 12), np.float32))
-    caller.lookup(1, [[[1]], [[101, 102]]])
+    caller.lookup(1, [[[1]], [[101, 102]]])  # and what the failed lookup has touched may go
     assert caller.shard.push(1, np.ones((1, 12), np.float32)) == 3
 
 
@@ -220,77 +223,50 @@ def test_the_capacity_of_a_table_is_the_sum_of_its_slots() -> None:
     lookup(0, 7)
     shard.push(0, np.zeros((1, 16), np.float32))
     assert shard.num_rows == 7
-    with pytest.raises(CapacityError, match=re.escape("slots s, t is full: 7 rows")):
+    with pytest.raises(CapacityError, match="slots s, t can hold: 7 rows"):
         lookup(1, 8)
 
 
+def test_erasing_and_statistics_by_slot() -> None:
+    """A slot's rows go from the table it lives in; the counts of all tables are given; a slot that is not here is a KeyError."""
+    caller = Caller(MIXED)
+    caller.shard.push(0, caller.lookup(0, in_slots(len(MIXED), 1)))
+    assert caller.shard.erase("c", np.array([2001, 5], np.uint64)) == 1
+    assert caller.rows()["c"] == {}
+    first = caller.shard.stats()[0]
+    assert (first.slots, first.rows, first.erased) == (("a", "c"), 1, 1)
+    assert sum(stats.rows for stats in caller.shard.stats()) == len(MIXED) - 1
+    with pytest.raises(KeyError, match="nowhere"):
+        caller.shard.erase("nowhere", np.array([1], np.uint64))
+
+
+def test_rows_come_in_chunks_that_survive_eviction() -> None:
+    """Rows that go while the listing is read are left out; the others come, each once, as they are."""
+    caller = Caller([drawn.slot("s", dim=4)], capacity_rows=1000)
+    caller.lookup(0, [[list(range(1000))]])
+    caller.shard.forget(0)
+    chunks = caller.shard.rows(chunk_rows=300)
+    first = next(chunks)
+    assert len(first.signs) == 300
+    assert caller.shard.erase("s", np.arange(0, 1000, 2, dtype=np.uint64)) == 500
+    rest = list(chunks)
+    assert all(len(chunk.signs) <= 300 for chunk in rest)
+    later = np.concatenate([chunk.signs for chunk in rest])
+    assert (later % 2 == 1).all()
+    assert set(later.tolist()) | set(first.signs.tolist()) >= set(range(1, 1000, 2))
+    assert len(set(later.tolist()) & set(first.signs.tolist())) == 0
+
+
+def test_forgetting_lets_rows_go() -> None:
+    """A batch that is given up does not pin its rows for ever."""
+    caller = Caller([drawn.slot("s", dim=4)], capacity_rows=10, max_in_flight=1)
+    for batch_id in range(20):
+        caller.lookup(batch_id, [[list(range(10 * batch_id, 10 * batch_id + 8))]])
+        caller.shard.forget(batch_id)
+    assert caller.shard.num_rows <= 10
+
+
 # --- threads ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("hurried_switching")
-def test_four_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lookups and pushes of different batches interleave as they like, with evaluations between; what must hold after:
-
-    each sign has one row; weights of SGD rows are the first ones less the sum of all gradients; the state of Adagrad is the
-    sum of the squares of the gradients, per row and push; nothing is in flight.
-    """
-    monkeypatch.setattr(table_module, "_FIRST_INDEX_SIZE", 2)
-    num_threads, num_batches, size = 4, 30, 16
-    slots = [
-        drawn.slot("sgd", dim=8, optimizer="sgd", learning_rate=0.01),
-        drawn.slot("mean", dim=8, optimizer="sgd", learning_rate=0.02, pooling="mean"),
-        drawn.slot("adagrad", dim=16, initial_accumulator=0.5),
-        drawn.slot("narrow", dim=3, initial_accumulator=0.5, pooling="mean"),
-    ]
-    random = np.random.default_rng(0)
-    # Half of the values are zipf-like frequent: every thread fights for their rows.
-    batches = [drawn.random_bags(random, 4, size, values=20 if i % 2 else 400) for i in range(num_threads * num_batches)]
-    caller = Caller(slots, capacity_rows=500, max_in_flight=2 * num_threads)
-    grads = [random.uniform(-1, 1, (size, caller.bounds[-1])).astype(np.float32) for _ in batches]
-    start = threading.Barrier(num_threads)
-
-    def train(mine: Sequence[int]) -> None:
-        start.wait()
-        for first, second in zip(mine[::2], mine[1::2], strict=True):
-            caller.lookup(first, batches[first])
-            caller.lookup(second, batches[second])
-            caller.shard.push(second, grads[second])
-            assert np.isfinite(caller.lookup(-1, batches[first], training=False)).all()
-            caller.shard.push(first, grads[first])
-
-    with ThreadPoolExecutor(num_threads) as threads:
-        for done in [threads.submit(train, range(k, len(batches), num_threads)) for k in range(num_threads)]:
-            done.result()
-
-    by_slot = {rows.slot.name: rows for rows in caller.shard.rows()}
-    total = 0
-    for s, slot in enumerate(slots):
-        sums: dict[int, np.ndarray] = {}
-        squares: dict[int, np.ndarray] = {}
-        for bags, grad in zip(batches, grads, strict=True):
-            part = caller.part(grad, s).astype(np.float64)
-            for sign, gradient in naive.sum_gradients(bags[s], part, slot.pooling == "mean").items():
-                sums[sign] = sums.get(sign, 0.0) + gradient
-                squares[sign] = squares.get(sign, 0.0) + gradient**2
-        rows = by_slot[slot.name]
-        assert sorted(rows.signs.tolist()) == sorted(naive_signs(batches, s))
-        total += len(rows.signs)
-        for sign, weights, state in zip(rows.signs.tolist(), rows.weights, rows.state, strict=True):
-            if slot.optimizer == "sgd":
-                expected = naive.draw(sign, 0, slot.dim, slot.init_scale) - slot.learning_rate * sums[sign]
-                np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-4)
-            else:
-                np.testing.assert_allclose(state, slot.initial_accumulator + squares[sign], rtol=1e-4)
-                assert np.isfinite(weights).all()
-    assert caller.shard.num_rows == total
-    for batch_id in (0, len(batches) - 1):
-        with pytest.raises(UnknownBatchError):
-            caller.shard.push(batch_id, grads[batch_id])
-
-
-def naive_signs(batches: Sequence[drawn.Bags], s: int) -> set[int]:
-    """The distinct signs of slot s."""
-    return {sign for bags in batches for bag in bags[s] for sign in bag}
 
 
 @pytest.mark.usefixtures("hurried_switching")

@@ -1,7 +1,6 @@
-"""Find signs in a table's index, create rows for new ones, rebuild the index, list it.
+"""Signs → rows: find them, create them, list them. `layout` says where things stand.
 
-Open addressing with linear probing over one array of (sign, row) pairs: a hit costs one cache line for sign and row together.
-Lines are asked for `AHEAD` signs before they are used, so that many misses overlap.
+rows    int32 [n]: row of each sign of a batch; the row `none` (zeros for ever) where a sign has none
 """
 
 from __future__ import annotations
@@ -9,145 +8,314 @@ from __future__ import annotations
 import numpy as np
 
 from flowps.ps.kernels import kernel
-from flowps.ps.kernels.vector import prefetch, splat16, store16, uniform16
+from flowps.ps.kernels.admission import is_admitted
+from flowps.ps.kernels.draw import begin, draw
+from flowps.ps.kernels.eviction import make_room
+from flowps.ps.kernels.layout import (
+    CLOSED,
+    EXPIRED,
+    FREE,
+    FREE_AT,
+    FRESH,
+    FRESH_END,
+    INSERTED,
+    LIVE,
+    REFUSED,
+    ROOM,
+    ROW,
+    STAMP,
+    first_empty,
+    home,
+    is_last,
+    stripe_of,
+)
+from flowps.ps.kernels.vector import prefetch
 
-# Signs are hashes already; multiplying spreads those that are not (Knuth, TAOCP 3, 6.4, Fibonacci hashing).
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_U0, _U1, _U2, _U30, _U27, _U31, _U32 = (np.uint64(n) for n in (0, 1, 2, 30, 27, 31, 32))
-_LOW32 = np.uint64(0xFFFFFFFF)
-_MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_UNIT = np.float32(2.0**-23)
-
+_U0, _U1, _U2 = np.uint64(0), np.uint64(1), np.uint64(2)
 _LINE = 16  # floats of a cache line
-AHEAD = 32  # signs between prefetch and use: the best of 0, 8, 16 and 32 (`python -m bench.kernel`)
 
-# What `find_or_create` keeps between calls, in one int64 array.
-RANGE, NEXT, ROWS = 0, 1, 2  # the range it is in, the next sign there, rows in the table
+AHEAD = 64  # signs between prefetch and use (`python -m bench.kernel` compares)
+HOMES = 128  # places that are remembered from prefetch to use: a power of two above AHEAD
+ROWS_AHEAD = 16  # new signs between prefetch and use of their rows
+BLOCK = 2048  # signs that are searched before the new ones among them are created
+
+# Why `find_or_create` has stopped: done; a stripe's index is full; a stripe needs fresh rows; nothing in it may be evicted.
+DONE, GROW, GRANT, FULL = range(4)
+# What it keeps between calls: the range it is in and the sign there, the pending signs and how many of them are done, the stripe
+# that needs help, how many signs got no row, and the stamp that follows.
+STEP, AT, PENDING, TAKEN, STRIPE, UNKNOWN, FOLLOWING = range(7)
+PROGRESS = 7
 
 
 @kernel
-def find(signs, starts, stops, index, shift, rows):
-    """Rows of the signs of the ranges `signs[starts[k]:stops[k]]`, one range after the other, into `rows`; -1 where unknown."""
-    mask = np.uint64(len(index) // 2 - 1)
+def find(signs, starts, stops, index, entries, bits, none, rows):
+    """Rows of the signs of the ranges `signs[starts[k]:stops[k]]`, one range after the other, into `rows`."""
     n = 0
     for k in range(len(starts)):
         for i in range(starts[k], stops[k]):
             # Reading past a range asks for a line in vain at worst; past the array it would read foreign memory.
             if i + AHEAD < len(signs):
-                prefetch(index, np.int64(((signs[i + AHEAD] * _GOLDEN) >> shift) * _U2))
+                prefetch(index, 2 * home(signs[i + AHEAD], entries, bits))
             sign = signs[i]
-            p = (sign * _GOLDEN) >> shift
-            row = np.int32(-1)
+            p = _U2 * np.uint64(home(sign, entries, bits))
+            row = none
             while True:
-                entry = index[_U2 * p + _U1]
+                entry = index[p + _U1]
                 if entry == _U0:
                     break
-                if index[_U2 * p] == sign:
-                    row = np.int32(np.int64(entry & _LOW32) - 1)
+                if index[p] == sign:
+                    row = np.int32(np.int64(entry & ROW) - 1)
                     break
-                p = (p + _U1) & mask
+                p += _U2
             rows[n] = row
             n += 1
 
 
 @kernel
-def find_or_create(signs, starts, stops, slots, index, shift, rows, progress, max_rows, arena, dim, stride, state, scale, seed):
-    """As `find`, but a new sign gets the next row: weights drawn from the sign, state filled with `state`.
+def find_or_create(
+    signs, starts, stops, places, part, parts, valid, rows, ordinals, distinct, bounds, index, entries, bits, meta, free,
+    first_stamp, oldest, none, mine, homes, pending, ages, progress, slots, row_slots, valid_of_slot, arena, weights, dim, stride,
+    widening, initial, kinds, scales, seed, now, admit_after, admit_share, sketch, sketch_width,
+):  # fmt: skip
+    """As `find`, for the signs of the stripes of one of `parts` (a power of two) equal parts, which the caller owns.
 
-    `progress` int64 [3] (RANGE, NEXT, ROWS) says where to go on and is updated. Returns True when all ranges are done, False when
-    the table has reached `max_rows`: the caller makes room (a larger index) and calls again, or gives up.
-    `slots` uint64 [ranges] goes into the entries, `scale` float32 [ranges] bounds the first weights.
+    A new sign gets a row.
+
+    places     int64 [ranges]: range k's rows start at rows[places[k]]
+    ordinals   int32, like rows: the stamp of each sign, less the lookup's `first_stamp`; this part's are equal to `part`, modulo
+               `parts`; those of range k are in bounds[2k] … bounds[2k + 1] - 1 (int64 [2 * ranges]), or `part` for the row `none`
+    distinct   int32: the row of each ordinal
+    valid      uint64 [ranges]: a row with an older stamp has outlived its time: it starts anew
+    mine       int32 [BLOCK], homes uint64 [HOMES], pending int32 [BLOCK], ages int64 [CLASSES + 1]: scratch
+    progress   int64 [7], zeros at first: where to go on after a stop
+    kinds, scales, admit_after, admit_share   per range: how rows begin (`draw`) and when
+    now        the lookup's number, the key of admission by probability
+    sketch     uint8 [2^bits * 4 * sketch_width]: sights of signs without a row (`_sight`)
+
+    Threads that begin far apart do not write to the same cache lines, so each begins with another range.
+
+    Returns DONE, or the reason for a stop, with the stripe in progress[STRIPE]: the caller helps and calls again.
     """
-    mask = np.uint64(len(index) // 2 - 1)
-    n = np.int64(0)
-    for k in range(progress[RANGE]):
-        n += stops[k] - starts[k]
-    n += progress[NEXT]
-    num_rows = progress[ROWS]
-    for k in range(progress[RANGE], len(starts)):
-        first = starts[k] + progress[NEXT]
-        for i in range(first, stops[k]):
-            if i + AHEAD < len(signs):
-                prefetch(index, np.int64(((signs[i + AHEAD] * _GOLDEN) >> shift) * _U2))
-            sign = signs[i]
-            p = (sign * _GOLDEN) >> shift
-            while True:
-                entry = index[_U2 * p + _U1]
-                if entry == _U0:
-                    if num_rows == max_rows:
-                        progress[RANGE], progress[NEXT], progress[ROWS] = k, i - starts[k], num_rows
-                        return False
-                    index[_U2 * p] = sign
-                    index[_U2 * p + _U1] = np.uint64(num_rows + 1) | (slots[k] << _U32)
-                    # Of the row after the next one, which has been brought in by then; a prefetch never faults.
-                    for d in range(0, stride, _LINE):
-                        prefetch(arena, (num_rows + 2) * stride + d)
-                    _draw(arena, num_rows * stride, dim, sign, seed, scale[k])
-                    _fill(arena, num_rows * stride + dim, stride - dim, state)
-                    rows[n] = num_rows
-                    num_rows += 1
+    part_bits = _U0
+    while np.int64(1) << np.int64(part_bits) < parts:
+        part_bits += _U1
+    if progress[FOLLOWING] == 0:
+        distinct[part] = none
+        progress[FOLLOWING] = first_stamp + part + parts
+    while progress[STEP] < len(starts):
+        k = (part * len(starts) // parts + progress[STEP]) % len(starts)
+        base = places[k] - starts[k]
+        if progress[AT] == 0 and progress[PENDING] == 0:
+            bounds[2 * k] = progress[FOLLOWING] - first_stamp
+        floor = np.uint64(first_stamp + bounds[2 * k])
+        while True:
+            # New signs of the block that was searched last.
+            if progress[TAKEN] < progress[PENDING]:
+                reason = _create(
+                    signs, base, rows, ordinals, distinct, pending, progress, index, entries, bits, meta, free, first_stamp, floor,
+                    parts, oldest, valid[k], part, none, slots[k], row_slots, valid_of_slot, ages, arena, weights, dim, stride,
+                    widening, initial, kinds[k], scales[k], seed, now, admit_after[k], admit_share[k], sketch, sketch_width,
+                )  # fmt: skip
+                if reason != DONE:
+                    return reason
+            progress[PENDING] = progress[TAKEN] = 0
+            at = starts[k] + progress[AT]
+            if at >= stops[k]:
+                break
+            # As many signs as hold a block of the caller's own.
+            count = 0
+            if parts == 1:
+                count = min(BLOCK, stops[k] - at)
+                for j in range(count):
+                    mine[j] = np.int32(at + j)
+                at += count
+            else:
+                while count < BLOCK and at < stops[k]:
+                    until = min(at + BLOCK - count, stops[k])
+                    for i in range(at, until):
+                        mine[count] = np.int32(i)
+                        # The stripes of a part are those of the same upper bits.
+                        count += np.int64(stripe_of(signs[i], part_bits) == part)
+                    at = until
+            progress[PENDING] = _search(
+                signs, mine, homes, count, base, rows, ordinals, distinct, pending, progress, index, entries, bits, first_stamp,
+                floor, parts, valid[k],
+            )  # fmt: skip
+            progress[AT] = at - starts[k]
+        bounds[2 * k + 1] = progress[FOLLOWING] - first_stamp
+        progress[STEP] += 1
+        progress[AT] = 0
+    return DONE
+
+
+@kernel
+def _look_ahead(j, signs, mine, homes, index, entries, bits):
+    """Note where sign mine[j] is at home, and ask for that line."""
+    p = _U2 * np.uint64(home(signs[mine[j]], entries, bits))
+    homes[j & (HOMES - 1)] = p
+    prefetch(index, np.int64(p))
+
+
+@kernel
+def _search(
+    signs, mine, homes, count, base, rows, ordinals, distinct, pending, progress, index, entries, bits, first_stamp, floor, parts,
+    valid,
+):  # fmt: skip
+    """Find the signs at mine[:count], and note those that need a row, or a new one, in `pending`; returns how many."""
+    following, zero, step = np.uint64(progress[FOLLOWING]), np.uint64(first_stamp), np.uint64(parts)
+    num_pending = 0
+    for j in range(min(AHEAD, count)):
+        _look_ahead(j, signs, mine, homes, index, entries, bits)
+    for j in range(count):
+        i = np.int64(mine[j])
+        p = homes[j & (HOMES - 1)]
+        if j + AHEAD < count:
+            _look_ahead(j + AHEAD, signs, mine, homes, index, entries, bits)
+        sign = signs[i]
+        while True:
+            entry = index[p + _U1]
+            if entry == _U0:
+                pending[num_pending] = np.int32(i)
+                num_pending += 1
+                break
+            if index[p] == sign:
+                stamp = entry >> STAMP
+                if stamp < valid:
+                    pending[num_pending] = np.int32(i)
+                    num_pending += 1
                     break
-                if index[_U2 * p] == sign:
-                    rows[n] = np.int32(np.int64(entry & _LOW32) - 1)
-                    break
-                p = (p + _U1) & mask
-            n += 1
-        progress[NEXT] = 0
-    progress[RANGE], progress[ROWS] = len(starts), num_rows
-    return True
+                # Without a branch: whether a sign is met for the first time cannot be foreseen.
+                own = following if stamp < floor else stamp
+                following += step if stamp < floor else _U0
+                index[p + _U1] = (entry & ROW) | (own << STAMP)
+                row = np.int32(np.int64(entry & ROW) - 1)
+                rows[base + i] = row
+                ordinals[base + i] = np.int32(np.int64(own - zero))
+                distinct[np.int64(own - zero)] = row
+                break
+            p += _U2
+    progress[FOLLOWING] = np.int64(following)
+    return num_pending
 
 
 @kernel
-def _draw(arena, at, dim, sign, seed, scale):
-    """`dim` weights uniform in [-scale, scale), from counter-based random numbers keyed by (sign, seed).
-
-    SplitMix64's output function (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) of the
-    counter; the upper 24 bits make the float.
-    """
-    key = sign ^ (seed * _MIX2)
-    d = 0
-    while d + 16 <= dim:
-        store16(arena, at + d, uniform16(key, np.uint64(d + 1)) * splat16(scale))
-        d += 16
-    while d < dim:
-        z = key + np.uint64(d + 1) * _GOLDEN
-        z = (z ^ (z >> _U30)) * _MIX1
-        z = (z ^ (z >> _U27)) * _MIX2
-        z ^= z >> _U31
-        arena[at + d] = (np.float32(np.int32(z >> np.uint64(40))) * _UNIT - np.float32(1)) * scale
-        d += 1
-
-
-@kernel
-def _fill(arena, at, count, value):
-    d = 0
-    while d + 16 <= count:
-        store16(arena, at + d, splat16(value))
-        d += 16
-    while d < count:
-        arena[at + d] = value
-        d += 1
-
-
-@kernel
-def rebuild(old, new, shift):
-    """Enter everything of index `old` into the empty, larger index `new`."""
-    mask = np.uint64(len(new) // 2 - 1)
-    for at in range(0, len(old), 2):
-        if old[at + 1] != _U0:
-            p = (old[at] * _GOLDEN) >> shift
-            while new[_U2 * p + _U1] != _U0:
-                p = (p + _U1) & mask
-            new[_U2 * p] = old[at]
-            new[_U2 * p + _U1] = old[at + 1]
-
-
-@kernel
-def entries(index, signs, slots):
-    """For each row: its sign and slot (uint64 [rows], int32 [rows])."""
-    for at in range(0, len(index), 2):
-        entry = index[at + 1]
+def _create(
+    signs, base, rows, ordinals, distinct, pending, progress, index, entries, bits, meta, free, first_stamp, floor,
+    parts, oldest, valid, part, none, slot, row_slots, valid_of_slot, ages, arena, weights, dim, stride, widening,
+    initial, kind, scale, seed, now, admit_after, admit_share, sketch, sketch_width,
+):  # fmt: skip
+    """Give rows to the pending signs from progress[TAKEN] on; a sign may stand there twice, and be known by now."""
+    for j in range(progress[TAKEN], progress[PENDING]):
+        progress[TAKEN] = j
+        if j + ROWS_AHEAD < progress[PENDING]:
+            # The row that a sign soon to come will probably take.
+            soon = stripe_of(signs[pending[j + ROWS_AHEAD]], bits)
+            row = meta[soon, FRESH]
+            if meta[soon, FREE] > 0:
+                row = np.int64(free[meta[soon, FREE_AT] + meta[soon, FREE] - 1])
+            prefetch(row_slots, row)
+            for d in range(0, stride, _LINE):
+                prefetch(arena, row * stride + d)
+        i = np.int64(pending[j])
+        sign = signs[i]
+        p = home(sign, entries, bits)
+        entry = index[2 * p + 1]
+        while entry != _U0 and index[2 * p] != sign:
+            p += 1
+            entry = index[2 * p + 1]
+        stripe = stripe_of(sign, bits)
+        own = np.uint64(progress[FOLLOWING])
         if entry != _U0:
-            row = np.int64(entry & _LOW32) - 1
-            signs[row] = index[at]
-            slots[row] = np.int32(entry >> _U32)
+            row = np.int64(entry & ROW) - 1
+            stamp = entry >> STAMP
+            if stamp < valid:
+                meta[stripe, EXPIRED] += 1
+                draw(weights, row * stride * widening, dim, sign, seed, kind, scale)
+                begin(arena, (row + 1) * stride - len(initial), initial)
+            if stamp >= floor:
+                own = stamp
+        else:
+            full = meta[stripe, LIVE] >= meta[stripe, ROOM] or is_last(p, entries, bits, stripe)
+            used_up = meta[stripe, FREE] == 0 and meta[stripe, FRESH] == meta[stripe, FRESH_END]
+            if (full or used_up) and meta[stripe, CLOSED] == 0:
+                # Before its sight is counted: the sign comes here again when the caller has helped.
+                progress[STRIPE] = stripe
+                return GROW if full else GRANT
+            if (admit_after > 1 or admit_share < 1.0) and not is_admitted(
+                sign, stripe, sketch, sketch_width, meta, seed, now, admit_after, admit_share
+            ):  # fmt: skip
+                meta[stripe, REFUSED] += 1
+                progress[UNKNOWN] += 1
+                rows[base + i] = none
+                ordinals[base + i] = np.int32(part)
+                continue
+            if full or used_up:
+                freed = make_room(stripe, index, entries, bits, meta, free, own, oldest, row_slots, valid_of_slot, ages)
+                p = first_empty(sign, index, entries, bits)
+                if freed == 0 or is_last(p, entries, bits, stripe):
+                    progress[STRIPE] = stripe
+                    return FULL
+            if meta[stripe, FREE] > 0:
+                meta[stripe, FREE] -= 1
+                row = np.int64(free[meta[stripe, FREE_AT] + meta[stripe, FREE]])
+            else:
+                row = meta[stripe, FRESH]
+                meta[stripe, FRESH] += 1
+            index[2 * p] = sign
+            row_slots[row] = slot
+            draw(weights, row * stride * widening, dim, sign, seed, kind, scale)
+            begin(arena, (row + 1) * stride - len(initial), initial)
+            meta[stripe, LIVE] += 1
+            meta[stripe, INSERTED] += 1
+        if own == np.uint64(progress[FOLLOWING]):
+            progress[FOLLOWING] += parts
+        index[2 * p + 1] = np.uint64(row + 1) | (own << STAMP)
+        rows[base + i] = np.int32(row)
+        ordinals[base + i] = np.int32(np.int64(own) - first_stamp)
+        distinct[np.int64(own) - first_stamp] = np.int32(row)
+    progress[TAKEN] = progress[PENDING]
+    return DONE
+
+
+@kernel
+def rebuild(old, new, entries, bits, first, last):
+    """Enter everything of the old stripes first … last - 1 into the empty, larger index `new` of the same number of stripes."""
+    region = len(old) // 2 // (1 << np.int64(bits))
+    for p in range(first * region, last * region):
+        if old[2 * p + 1] != _U0:
+            q = first_empty(old[2 * p], new, entries, bits)
+            new[2 * q] = old[2 * p]
+            new[2 * q + 1] = old[2 * p + 1]
+
+
+@kernel
+def listed(index, row_slots, signs, stamps, slots):
+    """Sign, stamp and slot of every entry, in order of the index. Returns how many there are."""
+    n = 0
+    for p in range(len(index) // 2):
+        entry = index[2 * p + 1]
+        if entry != _U0:
+            signs[n] = index[2 * p]
+            stamps[n] = entry >> STAMP
+            slots[n] = row_slots[np.int64(entry & ROW) - 1]
+            n += 1
+    return n
+
+
+@kernel
+def lower_stamps(index, by):
+    """Take `by` from every stamp, down to 0: they start again before they would pass 33 bits."""
+    for p in range(len(index) // 2):
+        entry = index[2 * p + 1]
+        if entry != _U0:
+            stamp = entry >> STAMP
+            index[2 * p + 1] = (entry & ROW) | ((stamp - by if stamp > by else _U0) << STAMP)
+
+
+@kernel
+def sign_of(index, row):
+    """The sign of a row, and whether there is one; looks through the whole index."""
+    for p in range(len(index) // 2):
+        if index[2 * p + 1] & ROW == np.uint64(row + 1):
+            return index[2 * p], True
+    return _U0, False
