@@ -170,6 +170,35 @@ class TestRuns:
         assert user.schema.field("weights").type == pa.list_(pa.float32(), 4)
         assert user.column("state").null_count == user.num_rows
 
+    def test_a_weight_is_how_many_times_a_value_counts(self, tmp_path, monkeypatch, capsys):
+        """So weights 0 … 3 train the rows that 0 … 3 copies of each value train; those that always weigh 0 stay as they began."""
+        monkeypatch.setenv("COLUMNS", "200")
+        columns = good_columns(2000)
+        rng = np.random.default_rng(7)
+        counts = [[0 if tag in ("t0", "t1") else int(n) for tag, n in zip(tags, rng.integers(0, 4, len(tags)), strict=True)]
+                  for tags in columns["tags"]]  # fmt: skip
+        copies = [[tag for tag, n in zip(*row, strict=True) for _ in range(n)] for row in zip(columns["tags"], counts, strict=True)]
+        weights = pa.array(counts, pa.list_(pa.float32()))
+        rows, initial = {}, np.float32(0.25)
+        for name, change in {"weights": {"counts": weights}, "copies": {"tags": copies}}.items():
+            # Rows are shuffled by the file's name.
+            file = write(tmp_path / name / "train.parquet", {**columns, **change}, row_group_size=300)
+            arguments = command("--data.train", file, "--run_dir", tmp_path / f"run {name}", "--trainer.in_flight", 1,
+                                "--data.partition_rows", 300, "--slot.tags.initializer", "constant",
+                                "--slot.tags.init_scale", initial)  # fmt: skip
+            assert main([*arguments, *(["--slot.tags.weights", "counts"] if name == "weights" else [])]) == 0
+            found = pq.read_table(tmp_path / f"run {name}" / "embeddings" / "tags.parquet").to_pydict()
+            rows[name] = dict(zip(found["sign"], np.array(found["weights"], np.float32), strict=True))
+        assert "weights of tags" in capsys.readouterr().out
+        schema = json.loads((tmp_path / "run weights" / "schema.json").read_text())
+        assert (schema["dense"], [slot["weights"] for slot in schema["slots"]]) == (["price"], ["", "counts"])
+        unlearned = {sign for sign, row in rows["weights"].items() if (row == initial).all()}
+        assert (len(rows["weights"]), len(unlearned)) == (9, 2)
+        assert rows["copies"].keys() == rows["weights"].keys() - unlearned
+        for sign, row in rows["copies"].items():
+            assert not (row == initial).any()
+            np.testing.assert_allclose(rows["weights"][sign], row, rtol=1e-3)
+
     def test_an_earlier_run_with_the_same_schema_is_replaced_and_said(self, tmp_path, train_file, capsys):
         arguments = command("--data.train", train_file, "--run_dir", tmp_path / "run")
         assert main(arguments) == 0
@@ -210,6 +239,37 @@ class TestRuns:
             write(tmp_path / "data" / "date=2024-09-21" / f"hour={hour}" / "part.parquet", good_columns(200, seed=int(hour)))
         assert main(command("--data.train", tmp_path / "data", "--run_dir", tmp_path / "run")) == 0
         assert pq.read_metadata(tmp_path / "run" / "embeddings" / "hour.parquet").num_rows == 2
+
+    def test_a_table_that_gives_up_rows_says_so(self, tmp_path, train_file, capsys):
+        """Bounded, with admission: the end of the run and summary.json count what went and what was not taken."""
+        run = tmp_path / "run"
+        knobs = ["--slot_default.capacity_rows", 60, "--slot_default.admit_after", 2, "--data.batch_size", 8, "--epochs", 3]
+        assert main(command("--data.train", train_file, "--run_dir", run, *knobs)) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert "GiB from the start" in out
+        tables = json.loads((run / "summary.json").read_text())["tables"]
+        assert [table["slots"] for table in tables] == [["user", "tags"]]
+        (table,) = tables
+        assert 0 < table["rows"] <= 120
+        assert table["refused"] > 0
+        assert re.search(
+            rf"table of user, tags: {table['rows']} of 120 rows; .*{table['refused']} sights of signs not admitted", out
+        )
+
+    def test_sequences_schedules_and_storages_train(self, tmp_path, train_file, capsys):
+        """Pooling none, warm-up and decay, 16-bit rows, several threads, an optimizer with more state: all in one run."""
+        knobs = [
+            "--slot.tags.pooling", "none", "--slot.tags.max_len", 2, "--slot.user.storage", "bfloat16",
+            "--slot.user.optimizer", "adam", "--slot.user.learning_rate", 0.01, "--trainer.warmup_steps", 3,
+            "--trainer.decay", "cosine", "--trainer.decay_steps", 10, "--ps.threads", 2,
+        ]  # fmt: skip
+        run = tmp_path / "run"
+        assert main(command("--data.train", train_file, "--run_dir", run, *knobs)) == 0
+        summary = json.loads((run / "summary.json").read_text())
+        assert [table["slots"] for table in summary["tables"]] == [["user"], ["tags"]]
+        state = pq.read_table(run / "embeddings" / "user.parquet")["state"].combine_chunks()
+        assert state.type.list_size == 2 * 16
+        assert pq.read_table(run / "embeddings" / "tags.parquet").num_rows > 0
 
 
 class TestUnusualData:
@@ -317,13 +377,15 @@ class TestRefusals:
                 "column 'price', row 3: found nan, expected a finite float32 number or null",
             ),
             ({"price": [0.5, float("-inf"), 2.0, 1.0]}, "column 'price', row 1: found -inf"),
+            ({"w": [[1.0], [1.0, 1.0], [], [1.0, 2.0]]}, "column 'w', row 3: found a list of 2, expected a list of 1"),
+            ({"w": [[1.0], [1.0, float("nan")], [], [1.0]]}, "column 'w', row 1: found nan, expected a finite float32 number"),
         ],
     )
     def test_bad_values_stop_the_run_and_name_file_column_and_row(self, tmp_path, capsys, change, helps):
-        file = write(
-            tmp_path / "bad.parquet", {"label": [0, 1, 1, 0], "price": [0.1, 0.2, 0.3, 0.4], "user": [1, 2, 3, 4], **change}
-        )
-        error = refuse(capsys, 1, "--data.train", file, "--run_dir", tmp_path / "run")
+        columns = {"label": [0, 1, 1, 0], "price": [0.1, 0.2, 0.3, 0.4], "user": [1, 2, 3, 4], "tags": [[1], [2, 3], [], [4]],
+                   "w": [[1.0], [2.0, 3.0], None, [4.0]]}  # fmt: skip
+        file = write(tmp_path / "bad.parquet", {**columns, **change})
+        error = refuse(capsys, 1, "--data.train", file, "--run_dir", tmp_path / "run", "--slot.tags.weights", "w")
         assert helps in error
         assert str(file) in error
 
@@ -417,7 +479,8 @@ class TestRefusals:
 
     def test_a_full_table(self, tmp_path, train_file, capsys):
         error = refuse(capsys, 1, "--data.train", train_file, "--run_dir", tmp_path / "run", "--slot_default.capacity_rows", 10)
-        assert "the table of slots user, tags is full: 20 rows; raise their capacity_rows" in error
+        assert "need more rows than the table of slots user, tags can hold: 20 rows" in error
+        assert "raise capacity_rows of these slots" in error
 
     def test_more_slots_than_memory_allows(self, tmp_path, capsys):
         file = write(tmp_path / "wide.parquet", {"label": [0, 1], **{f"s{i}": [1, 2] for i in range(40)}})

@@ -11,6 +11,7 @@ from flowps.cluster.plan import Plan
 from flowps.cluster.run import Result
 from flowps.cluster.run_dir import RunDir
 from flowps.hub.partition import Partition
+from flowps.ps.table import TableStats
 from flowps.status.lines import quality
 
 _GIB = 2.0**30
@@ -35,6 +36,8 @@ def announce_plan(console: Console, plan: Plan) -> None:
         lines.append(
             (slot.name, str(schema.types[slot.name]), "slot" + hashed, str(slot.dim), slot.pooling, slot.optimizer, f"{rows:,}")
         )
+    for name, slots in schema.weights.items():
+        lines.append((name, str(schema.types[name]), f"weights of {', '.join(slots)}", "", "", "", ""))
     lines += [(name, str(schema.types[name]), f"left out ({why})", "", "", "", "") for name, why in schema.left_out.items()]
     for line in lines[:_SHOWN_COLUMNS]:
         table.add_row(*line)
@@ -43,7 +46,7 @@ def announce_plan(console: Console, plan: Plan) -> None:
         console.print(f"… and {len(lines) - _SHOWN_COLUMNS} more columns, all in schema.json")
     memory = plan.memory
     console.print(
-        f"memory: tables up to {memory.tables / _GIB:.1f} GiB as rows are created, "
+        f"memory: tables up to {memory.tables / _GIB:.1f} GiB{_when(plan)}, "
         f"batches in flight {memory.feeds / _GIB:.2f} GiB, partitions being decoded {memory.partitions / _GIB:.2f} GiB, "
         f"{memory.available / _GIB:.1f} GiB available",
         soft_wrap=True,
@@ -57,8 +60,36 @@ def announce_result(console: Console, plan: Plan, result: Result, run_dir: RunDi
         console.print(f"test: {quality(result.test)}{best}", soft_wrap=True, highlight=False)
     elif not plan.test:
         console.print("test: not evaluated; give --data.test to measure quality on data that was not trained on")
+    for table in result.tables:
+        _announce_losses(console, table)
     console.print(
         f"left in {run_dir.path}: {result.rows:,} embedding rows, the dense model, config, schema, metrics, status", soft_wrap=True
+    )
+
+
+def _announce_losses(console: Console, table: TableStats) -> None:
+    """What a table gave up or did not take, if anything."""
+    losses = {
+        "rows evicted for room": table.evicted,
+        "rows begun anew, unused for longer than ttl_steps": table.expired,
+        "sights of signs not admitted": table.refused,
+        "rows' gradients refused, NaN or infinite": table.unsound,
+    }
+    found = ", ".join(f"{count:,} {what}" for what, count in losses.items() if count)
+    if found:
+        names = ", ".join(table.slots[:3]) + (f" and {len(table.slots) - 3} more" if len(table.slots) > 3 else "")
+        last = f" (the last one slot {table.last_unsound[0]!r}, sign {table.last_unsound[1]})" if table.last_unsound else ""
+        console.print(f"table of {names}: {table.rows:,} of {table.capacity_rows:,} rows; {found}{last}", soft_wrap=True)
+
+
+def _when(plan: Plan) -> str:
+    """When the tables' memory is taken."""
+    if all(plan.allocate):
+        return " from the start"
+    return (
+        " as rows are created"
+        if not any(plan.allocate)
+        else " from the start where capacity_rows is given, else as rows are created"
     )
 
 

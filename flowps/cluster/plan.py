@@ -34,7 +34,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, ready to start. `best_auc` is known for generated test data only."""
+    """A run, ready to start.
+
+    capacity_rows   what each slot adds to its table's bound
+    allocate        whether a slot's rows were asked for: their memory is then taken at the start
+    best_auc        known for generated test data only
+    """
 
     config: Config
     schema: Schema
@@ -42,6 +47,7 @@ class Plan:
     test: tuple[Partition, ...]
     placement: Placement
     capacity_rows: tuple[int, ...]
+    allocate: tuple[bool, ...]
     memory: Memory
     best_auc: float | None
 
@@ -95,9 +101,11 @@ def plan(config: Config) -> Plan:
     largest = max(p.num_rows for p in (*train, *test))
     # Decoded values are 8 bytes, once in storage order and once cut into batches.
     in_hub = int(tasks_in_flight(config) * largest * max(f.values_per_row for f in (*train_files, *test_files)) * 16)
-    capacity_rows, memory = _capacities(schema.slots, placement.width, in_hub, config)
+    asked = [_asked_rows(slot) for slot in schema.slots]
+    capacity_rows, memory = _capacities(schema.slots, asked, placement.width, in_hub, config)
     return Plan(
-        config, schema, train, test, placement, capacity_rows, memory, _best_auc(test_files),
+        config, schema, train, test, placement, capacity_rows, tuple(rows > 0 for rows in asked), memory,
+        _best_auc(test_files),
     )  # fmt: skip
 
 
@@ -116,25 +124,36 @@ def available_memory() -> int:
     return min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss)
 
 
-def _capacities(slots: Sequence[Slot], width: int, in_hub: int, config: Config) -> tuple[tuple[int, ...], Memory]:
+def _asked_rows(slot: Slot) -> int:
+    """The rows that a slot's settings ask for; 0: none said."""
+    if slot.capacity_rows and slot.capacity_bytes:
+        raise ConfigError(f"slot {slot.name!r}: capacity_rows and capacity_bytes are both set; give one")
+    if slot.capacity_bytes and slot.capacity_bytes < row_bytes(slot):
+        raise ConfigError(f"slot {slot.name!r}: capacity_bytes = {slot.capacity_bytes} holds no row of {row_bytes(slot)} bytes")
+    return slot.capacity_rows or slot.capacity_bytes // row_bytes(slot)
+
+
+def _capacities(
+    slots: Sequence[Slot], asked: Sequence[int], width: int, in_hub: int, config: Config
+) -> tuple[tuple[int, ...], Memory]:
     """Rows each slot adds to its table's bound, and the projected memory.
 
-    A slot without capacity_rows gets an equal share of what ps.memory_share leaves after batches, partitions and the other slots.
+    A slot that asks for none gets an equal share of what ps.memory_share leaves after batches, partitions and the other slots.
     """
     available = available_memory()
     # Embeddings and gradients of each batch in flight, and once more inside the TensorFlow step.
     feeds = (config.trainer.in_flight + 1) * 2 * config.data.batch_size * width * 4
-    fixed = sum(slot.capacity_rows * row_bytes(slot) for slot in slots)
+    fixed = sum(rows * row_bytes(slot) for rows, slot in zip(asked, slots, strict=True))
     if feeds + in_hub + fixed > available:
         raise CapacityError(
-            f"the run does not fit in memory: {fixed / _GIB:.1f} GiB for {sum(s.capacity_rows for s in slots):,} rows "
-            f"(capacity_rows of {sum(1 for s in slots if s.capacity_rows)} slots), {in_hub / _GIB:.1f} GiB for partitions being "
+            f"the run does not fit in memory: {fixed / _GIB:.1f} GiB for {sum(asked):,} rows "
+            f"(capacity_rows of {sum(1 for rows in asked if rows)} slots), {in_hub / _GIB:.1f} GiB for partitions being "
             f"decoded ({tasks_in_flight(config)} tasks; row groups are not split) and {feeds / _GIB:.1f} GiB for batches in flight "
             f"({len(slots)} slots, {width} floats per sample × {config.data.batch_size} samples × {config.trainer.in_flight + 1} "
             f"batches, twice), but {available / _GIB:.1f} GiB are available; lower capacity_rows, dim, data.batch_size, "
             "trainer.in_flight or data.tasks_in_flight, or exclude columns"
         )
-    automatic = [slot for slot in slots if not slot.capacity_rows]
+    automatic = [slot for rows, slot in zip(asked, slots, strict=True) if not rows]
     budget = available * config.ps.memory_share - feeds - in_hub - fixed
     share = {id(slot): max(0, int(budget / len(automatic) / row_bytes(slot))) for slot in automatic}
     if automatic and min(share.values()) < _LEAST_ROWS:
@@ -143,7 +162,7 @@ def _capacities(slots: Sequence[Slot], width: int, in_hub: int, config: Config) 
             f"for the {len(automatic)} slots without capacity_rows: fewer than {_LEAST_ROWS} rows each; raise ps.memory_share, "
             "set capacity_rows, lower dim or data.batch_size, or exclude columns"
         )
-    rows = tuple(min(slot.capacity_rows or share[id(slot)], MAX_ROWS) for slot in slots)
+    rows = tuple(min(n or share[id(slot)], MAX_ROWS) for n, slot in zip(asked, slots, strict=True))
     tables = sum(n * row_bytes(slot) for n, slot in zip(rows, slots, strict=True))
     return rows, Memory(tables, feeds, in_hub, available)
 

@@ -21,6 +21,7 @@ from flowps.hub.stream import HubStream
 from flowps.ps.client import PsClient
 from flowps.ps.export import export_rows
 from flowps.ps.shard import Shard
+from flowps.ps.table import TableStats
 from flowps.status.event import Event, Finished, Metrics, Started, to_wire
 from flowps.status.run_status import RunStatus
 
@@ -43,6 +44,8 @@ class ShardActor:
             [plan.capacity_rows[s] for s in slots],
             plan.config.seed,
             plan.config.trainer.in_flight,
+            plan.config.ps.threads,
+            [plan.allocate[s] for s in slots],
         )
         _shards[self._key] = self._shard
 
@@ -55,8 +58,14 @@ class ShardActor:
         except OSError as error:
             raise RunDirError(f"{folder}: the rows cannot be written: {error.strerror or error}") from None
 
+    def stats(self) -> list[TableStats]:
+        """What each table has done and holds."""
+        return [] if self._shard is None else self._shard.stats()
+
     def close(self) -> None:
         """Give the memory back."""
+        if self._shard is not None:
+            self._shard.close()
         self._shard = None
         _shards.pop(self._key, None)
 
@@ -93,7 +102,10 @@ def _train(run_id: str, plan: Plan, model_path: str) -> tuple[Finished, Metrics 
         worker.log_event(run_id, to_wire(event))
 
     slots = plan.schema.slots
-    spec = ModelSpec.of([s.name for s in slots], [s.dim for s in slots], len(plan.schema.dense), plan.config.net.hidden)
+    max_lens = [slot.max_len if slot.pooling == "none" else 0 for slot in slots]
+    spec = ModelSpec.of(
+        [s.name for s in slots], [s.dim for s in slots], len(plan.schema.dense), plan.config.net.hidden, max_lens
+    )  # fmt: skip
     with _shard_client(run_id, plan) as shards, _stop_flag(run_id) as stop:
         around = Surroundings(
             train=lambda epoch: stream(epoch, True), test=(lambda: stream(0, False)) if plan.test else None,

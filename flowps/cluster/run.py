@@ -15,6 +15,7 @@ from flowps.cluster import roles
 from flowps.cluster.plan import Plan
 from flowps.cluster.run_dir import RunDir
 from flowps.errors import FlowpsError, RunDirError
+from flowps.ps.table import TableStats
 from flowps.status.event import Event, Finished, Metrics, from_wire
 
 _POLL_S = 0.2  # how long an interrupt may wait to be seen
@@ -29,12 +30,14 @@ class Result:
     finished: Finished
     test: Metrics | None
     rows: int
+    tables: tuple[TableStats, ...] = ()
 
     def summary(self, plan: Plan) -> dict[str, object]:
         """The content of summary.json."""
         return {
             "examples_per_epoch": plan.train_rows,
             "rows": self.rows,
+            "tables": self.tables,
             "best_auc": plan.best_auc,
             "finished": self.finished,
             "test": self.test,
@@ -71,7 +74,8 @@ def run(
             if saved and isinstance(error, FlowpsError):
                 raise type(error)(f"{error}; {saved}") from error
             raise
-        return Result(finished, test, _export(shards, run_dir))
+        tables = tuple(stats for actor in shards for stats in actor.stats().result())
+        return Result(finished, test, _export(shards, run_dir), tables)
     finally:
         if trainer is not None:
             _stop(client, run_id, trainer)

@@ -28,6 +28,7 @@ from flowps.trainer.hook import SteadyClock, StepReporter
 from flowps.trainer.metrics import StreamingMetrics
 from flowps.trainer.models import ModelSpec, build
 from flowps.trainer.push import PushQueue
+from flowps.trainer.schedule import Schedule
 from flowps.trainer.step import Step
 
 
@@ -45,14 +46,14 @@ class Surroundings:
     train    epoch (from 0) → its batches
     test     the batches to evaluate on, or None
     lookup   (batch id, batch, training) → embeddings float32 [size, width]; thread-safe
-    push     (batch id, gradient float32 [size, width]); thread-safe
+    push     (batch id, gradient float32 [size, width], what learning rates are multiplied by); thread-safe
     stop     set by anyone to end the run after the current step
     """
 
     train: Callable[[int], BatchStream]
     test: Callable[[], BatchStream] | None
     lookup: Callable[[int, Batch, bool], Float32]
-    push: Callable[[int, Float32], None]
+    push: Callable[[int, Float32, float], None]
     emit: Emit
     status: RunStatus
     stop: threading.Event
@@ -96,6 +97,7 @@ class Trainer:
             build(config.model, spec), spec, config.trainer.optimizer, config.trainer.learning_rate, config.trainer.jit_compile
         )
         self.feed_threads = config.trainer.feed_threads or default_feed_threads(config.trainer.in_flight)
+        self._schedule = Schedule.of(config.trainer)
         self._steps = self._examples = 0
         self._epochs = 0
         self._first_step_at = 0.0
@@ -170,8 +172,9 @@ class Trainer:
         if feed is None:
             return False
         with self._around.status.timed("TrainStep"):
-            loss, logits, gradient = self._step.train(feed.batch, feed.embeddings)
-        pushes.put(feed.ticket, gradient, feeds.release)
+            rate_scale = self._schedule.at(self._steps)
+            loss, logits, gradient = self._step.train(feed.batch, feed.embeddings, rate_scale)
+        pushes.put(feed.ticket, gradient, rate_scale, feeds.release)
         self._steps += 1
         self._examples += feed.batch.size
         self._first_step_at = self._first_step_at or time.time()

@@ -16,26 +16,29 @@ import numpy as np
 from flowps.batch import Float32
 from flowps.status.run_status import RunStatus
 
-Push = Callable[[int, Float32], None]
+Push = Callable[[int, Float32, float], None]
 
 
 class PushQueue:
-    """Calls `push(ticket, gradient)` for everything put, then `on_pushed()`. Gets PushGrad times into `status`."""
+    """Calls `push(ticket, gradient, rate_scale)` for everything put, then `on_pushed()`. Gets PushGrad times into `status`."""
 
     def __init__(self, push: Push, on_error: Callable[[BaseException], None], status: RunStatus) -> None:
         self._push, self._on_error, self._status = push, on_error, status
-        self._work: queue.SimpleQueue[tuple[int, Any, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[int, Any, float, Callable[[], None]] | None] = queue.SimpleQueue()
         self._idle = threading.Condition()
         self._pending = 0
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="flowps-push", daemon=True)
         self._thread.start()
 
-    def put(self, ticket: int, gradient: Any, on_pushed: Callable[[], None]) -> None:
-        """Push `gradient` (a TensorFlow tensor, float32 [size, width]) for `ticket` and then call `on_pushed`; returns at once."""
+    def put(self, ticket: int, gradient: Any, rate_scale: float, on_pushed: Callable[[], None]) -> None:
+        """Push `gradient` (a TensorFlow tensor, float32 [size, width]) for `ticket` and then call `on_pushed`; returns at once.
+
+        rate_scale   what the slots' learning rates are multiplied by
+        """
         with self._idle:
             self._pending += 1
-        self._work.put((ticket, gradient, on_pushed))
+        self._work.put((ticket, gradient, rate_scale, on_pushed))
 
     def drain(self) -> None:
         """Wait until everything put has been pushed, or a push has failed."""
@@ -49,11 +52,11 @@ class PushQueue:
 
     def _run(self) -> None:
         while (item := self._work.get()) is not None:
-            ticket, gradient, on_pushed = item
+            ticket, gradient, rate_scale, on_pushed = item
             try:
                 # On a CPU this is a view of the tensor's memory (`numpy()` copies); from a GPU it waits for the step and copies.
                 with self._status.timed("PushGrad"):
-                    self._push(ticket, np.asarray(gradient))
+                    self._push(ticket, np.asarray(gradient), rate_scale)
             except BaseException as error:  # handed over whole to whoever takes the next feed
                 # Before `drain` may return: the trainer then looks for an error.
                 self._on_error(error)

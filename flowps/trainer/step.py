@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flowps.batch import Batch, Float32
+from flowps.batch import Batch, Float32, Int32
 from flowps.errors import ConfigError, ModelError
 from flowps.trainer.models import ModelSpec
 
@@ -32,7 +32,8 @@ class Step:
         self.model = model
         self.spoiled = False
         """Whether a step gave NaN or infinity, so that the dense weights are of no use."""
-        self._keys = [key for key, width in (("embeddings", spec.width), ("dense_columns", spec.dense_width)) if width]
+        self._keys = list(spec.widths())
+        self._sequences = [(at, slot.max_len) for at, slot in enumerate(spec.slots) if slot.max_len]
         self._variables = model.trainable_variables
         try:
             self._optimizer = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": learning_rate}})
@@ -41,29 +42,34 @@ class Step:
                 f"trainer.optimizer: Keras has no optimizer {optimizer!r} that takes a learning rate: {error}"
             ) from None
         self._optimizer.build(self._variables)
+        self._learning_rate, self._rate_scale = learning_rate, 1.0
         signature = [
             tf.TensorSpec((None, spec.width), tf.float32),
             tf.TensorSpec((None, spec.dense_width), tf.float32),
+            tf.TensorSpec((None, len(spec.sequences)), tf.int32),
             tf.TensorSpec((None,), tf.float32),
         ]
         self._train = tf.function(self._train_step, input_signature=signature, jit_compile=jit_compile)
-        self._predict = tf.function(self._forward, input_signature=signature[:2], jit_compile=jit_compile)
+        self._predict = tf.function(self._forward, input_signature=signature[:3], jit_compile=jit_compile)
         try:
             self._train.get_concrete_function()
         except Exception as error:  # it is the user's model that is traced here
             raise ModelError(f"the model cannot be trained by TensorFlow: {type(error).__name__}: {error}") from error
 
-    def train(self, batch: Batch, embeddings: Float32) -> tuple[float, Float32, Any]:
-        """Take one step.
+    def train(self, batch: Batch, embeddings: Float32, rate_scale: float = 1.0) -> tuple[float, Float32, Any]:
+        """Take one step, with `rate_scale` times the learning rate.
 
         Returns the loss, the logits before it (float32 [size]), and the embeddings' gradient as a tensor [size, width].
 
         Raises ModelError when TensorFlow fails in the model, and when the loss or any gradient is NaN or infinite: the dense
         weights are then `spoiled` and the gradient must not be pushed.
         """
+        if rate_scale != self._rate_scale:
+            self._optimizer.learning_rate = self._learning_rate * rate_scale
+            self._rate_scale = rate_scale
         try:
             loss, finite, logits, gradient = self._train(
-                *(tf.convert_to_tensor(x) for x in (embeddings, batch.dense, batch.labels))
+                *(tf.convert_to_tensor(x) for x in (embeddings, batch.dense, self._lengths(batch), batch.labels))
             )
         except tf.errors.OpError as error:
             raise _failed(error, batch) from error
@@ -80,24 +86,32 @@ class Step:
     def predict(self, batch: Batch, embeddings: Float32) -> Float32:
         """Logits, float32 [size]; changes nothing. Raises ModelError when TensorFlow fails, or one is NaN or infinite."""
         try:
-            logits: Float32 = self._predict(tf.convert_to_tensor(embeddings), tf.convert_to_tensor(batch.dense)).numpy()
+            inputs = (tf.convert_to_tensor(x) for x in (embeddings, batch.dense, self._lengths(batch)))
+            logits: Float32 = self._predict(*inputs).numpy()
         except tf.errors.OpError as error:
             raise _failed(error, batch) from error
         if not np.isfinite(logits).all():
             raise ModelError("a prediction is NaN or infinite: look for what only the test data hold, and check your model")
         return logits
 
-    def _inputs(self, embeddings: Any, dense: Any) -> dict[str, Any]:
-        values = {"embeddings": embeddings, "dense_columns": dense}
+    def _lengths(self, batch: Batch) -> Int32:
+        """How many vectors each sequence of each sample has, int32 [size, sequences]."""
+        found = np.empty((batch.size, len(self._sequences)), np.int32)
+        for k, (slot, max_len) in enumerate(self._sequences):
+            found[:, k] = np.minimum(np.diff(batch.offsets[slot * batch.size : (slot + 1) * batch.size + 1]), max_len)
+        return found
+
+    def _inputs(self, embeddings: Any, dense: Any, lengths: Any) -> dict[str, Any]:
+        values = {"embeddings": embeddings, "dense_columns": dense, "lengths": lengths}
         return {key: values[key] for key in self._keys}
 
-    def _forward(self, embeddings: Any, dense: Any, training: bool = False) -> Any:
-        return tf.cast(tf.reshape(self.model(self._inputs(embeddings, dense), training=training), [-1]), tf.float32)
+    def _forward(self, embeddings: Any, dense: Any, lengths: Any, training: bool = False) -> Any:
+        return tf.cast(tf.reshape(self.model(self._inputs(embeddings, dense, lengths), training=training), [-1]), tf.float32)
 
-    def _train_step(self, embeddings: Any, dense: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
+    def _train_step(self, embeddings: Any, dense: Any, lengths: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
         with tf.GradientTape() as tape:
             tape.watch(embeddings)
-            logits = self._forward(embeddings, dense, training=True)
+            logits = self._forward(embeddings, dense, lengths, training=True)
             loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
             # Regularisers that a custom model's layers ask for.
             objective = loss + tf.add_n(self.model.losses) if self.model.losses else loss

@@ -9,7 +9,7 @@ import pytest
 
 from flowps.cluster import plan as plan_module
 from flowps.cluster.plan import Plan
-from flowps.errors import CapacityError
+from flowps.errors import CapacityError, ConfigError
 from flowps.ps.table import row_bytes
 from tests.cluster.conftest import ROWS
 
@@ -49,6 +49,17 @@ def test_a_share_of_memory_too_small_for_a_table_is_refused(
         r"ps.memory_share = 0.0001 of 1.0 GiB leaves 0.00 GiB for the 1 slots .*fewer than 1024 rows", str(refusal.value)
     )
     assert "set capacity_rows" in str(refusal.value)
+
+
+def test_a_bound_in_bytes_is_one_in_rows(make_plan: Callable[..., Plan]) -> None:
+    made = make_plan(("slot.user.capacity_bytes", 1_000_000))
+    assert made.capacity_rows == (1_000_000 // row_bytes(made.schema.slots[0]),)
+    assert made.allocate == (True,)
+    assert make_plan().allocate == (False,)
+    with pytest.raises(ConfigError, match="'user': capacity_rows and capacity_bytes are both set"):
+        make_plan(("slot.user.capacity_bytes", 1_000_000), ("slot.user.capacity_rows", 10))
+    with pytest.raises(ConfigError, match="holds no row of"):
+        make_plan(("slot.user.capacity_bytes", 10))
 
 
 def test_rows_asked_for_beyond_memory_are_refused_with_the_numbers(

@@ -104,7 +104,7 @@ class World:
                 self.in_flight[ticket] = batch
             return self.pooled(batch)
 
-    def push(self, ticket: int, gradient: Float32) -> None:
+    def push(self, ticket: int, gradient: Float32, rate_scale: float) -> None:
         with self.lock:
             batch = self.in_flight.pop(ticket)
             self.pushes.append((ticket, gradient.copy()))
@@ -313,9 +313,9 @@ def test_staleness_is_at_most_in_flight_minus_one(in_flight: int):
         pushed_at_lookup[ticket] = len(world.pushes)
         return found
 
-    def push(ticket: int, gradient: Float32) -> None:
+    def push(ticket: int, gradient: Float32, rate_scale: float) -> None:
         staleness.append(len(world.pushes) - pushed_at_lookup[ticket])
-        world.push(ticket, gradient)
+        world.push(ticket, gradient, rate_scale)
 
     world.run(make_config(in_flight=in_flight), lookup=lookup, push=push)
     assert len(staleness) == 60
@@ -360,8 +360,8 @@ def test_stop_while_the_trainer_waits_for_a_slow_hub():
     world = World(make_batches(3))
     stream = ListStream(make_batches(3), blocks=True)
 
-    def push(ticket: int, gradient: Float32) -> None:
-        world.push(ticket, gradient)
+    def push(ticket: int, gradient: Float32, rate_scale: float) -> None:
+        world.push(ticket, gradient, rate_scale)
         if ticket == 2:
             world.stop.set()
 
@@ -404,10 +404,10 @@ LAST = 11
 
 
 def broken_push(world: World, at: int) -> dict[str, Any]:
-    def push(ticket: int, gradient: Float32) -> None:
+    def push(ticket: int, gradient: Float32, rate_scale: float) -> None:
         if ticket == at:
             raise BrokenError
-        world.push(ticket, gradient)
+        world.push(ticket, gradient, rate_scale)
 
     return {"push": push}
 

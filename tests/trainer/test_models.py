@@ -367,3 +367,62 @@ def test_a_module_that_cannot_be_run_is_refused_with_its_error(module, text: str
 @pytest.mark.parametrize("name", [":build", ".models:build", ":"])
 def test_a_name_without_a_module_is_refused(name: str):
     assert "module" in refusal(name)
+
+
+# --- sequences: slots with pooling none -------------------------------------------------------------------------------
+
+SEQUENCES = ModelSpec.of(["user", "history", "seen"], [2, 2, 3], 1, (4,), [0, 3, 2])
+
+
+def test_a_sequence_takes_the_width_of_all_its_vectors():
+    assert [(slot.column, slot.width) for slot in SEQUENCES.slots] == [(0, 2), (2, 6), (8, 6)]
+    assert SEQUENCES.widths() == {"embeddings": 14, "dense_columns": 1, "lengths": 2}
+    assert [slot.name for slot in SEQUENCES.sequences] == ["history", "seen"]
+    assert BOTH.widths() == {"embeddings": 6, "dense_columns": 3}
+
+
+def test_vectors_and_masks_of_sequences():
+    embeddings = np.arange(28, dtype=np.float32).reshape(2, 14)
+    found = SEQUENCES.vectors(keras.ops.convert_to_tensor(embeddings))
+    np.testing.assert_array_equal(found["user"], embeddings[:, :2])
+    np.testing.assert_array_equal(found["history"], embeddings[:, 2:8].reshape(2, 3, 2))
+    np.testing.assert_array_equal(found["seen"], embeddings[:, 8:].reshape(2, 2, 3))
+    lengths = keras.ops.convert_to_tensor(np.array([[0, 2], [3, 1]], np.int32))
+    np.testing.assert_array_equal(SEQUENCES.mask(lengths, "history"), [[False] * 3, [True] * 3])
+    np.testing.assert_array_equal(SEQUENCES.mask(lengths, "seen"), [[True, True], [True, False]])
+
+
+@pytest.mark.parametrize("name", ["dnn", "lr"])
+def test_built_in_models_take_sequences_as_they_stand(name: str):
+    model = build(name, SEQUENCES)
+    assert [tuple(tensor.shape) for tensor in model.inputs] == [(None, 14), (None, 1), (None, 2)]
+
+
+def test_a_model_of_pooled_vectors_refuses_sequences():
+    with pytest.raises(ModelError, match="'history' has pooling none; choose sum or mean"):
+        build("deepfm", SEQUENCES)
+
+
+def test_a_model_of_ones_own_sees_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The mean over the vectors that are there, by the mask: what the step gives it, and a gradient to those vectors only."""
+    (tmp_path / "with_mask.py").write_text(
+        "import keras\n"
+        "def build(spec):\n"
+        "    inputs = spec.inputs()\n"
+        "    vectors = spec.vectors(inputs['embeddings'])['history']\n"
+        "    mask = keras.ops.cast(spec.mask(inputs['lengths'], 'history'), 'float32')\n"
+        "    total = keras.ops.sum(vectors * mask[:, :, None], axis=(1, 2))[:, None]\n"
+        "    return keras.Model(inputs, keras.layers.Dense(1, kernel_initializer='ones')(total))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    step = Step(build("with_mask:build", SEQUENCES), SEQUENCES, "sgd", 0.1, False)
+    lengths = np.array([[1, 1], [0, 5], [2, 0]])  # [slot, sample]: of user, history (at most 3) and seen
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    batch = Batch(np.ones(2, np.float32), np.zeros((2, 1), np.float32), np.zeros(offsets[-1], np.uint64), offsets)
+    embeddings = np.ones((2, 14), np.float32)
+    np.testing.assert_allclose(step.predict(batch, embeddings), [0, 6])
+    _, _, gradient = step.train(batch, embeddings)
+    gradient = np.asarray(gradient)
+    assert not gradient[0].any()
+    assert gradient[1, 2:8].all()
+    assert not gradient[1, [0, 1, *range(8, 14)]].any()

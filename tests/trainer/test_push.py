@@ -34,7 +34,7 @@ class Record:
     failed: threading.Event = field(default_factory=threading.Event)
     status: RunStatus = field(default_factory=RunStatus)
 
-    def push(self, ticket: int, grads: Float32) -> None:
+    def push(self, ticket: int, grads: Float32, rate_scale: float) -> None:
         if ticket == self.broken:
             raise ConnectionError(f"shard lost at {ticket}")
         self.happened.append(f"push {ticket}")
@@ -48,14 +48,14 @@ class Record:
         return PushQueue(self.push, self.on_error, self.status)
 
     def put(self, pushes: PushQueue, ticket: int) -> None:
-        pushes.put(ticket, gradient(ticket), lambda: self.happened.append(f"pushed {ticket}"))
+        pushes.put(ticket, gradient(ticket), 1.0, lambda: self.happened.append(f"pushed {ticket}"))
 
 
 def test_a_gradient_is_not_copied():
     """5 MB per batch of 1024 × 76 slots: half a millisecond of the push."""
     tensor, seen = gradient(3), []
-    with closing(PushQueue(lambda ticket, grads: seen.append(grads), lambda error: None, RunStatus())) as pushes:
-        pushes.put(0, tensor, lambda: None)
+    with closing(PushQueue(lambda ticket, grads, rate_scale: seen.append(grads), lambda error: None, RunStatus())) as pushes:
+        pushes.put(0, tensor, 1.0, lambda: None)
         pushes.drain()
     assert np.shares_memory(seen[0], np.asarray(tensor))
     assert seen[0].flags.c_contiguous
@@ -80,15 +80,15 @@ def test_pushing_is_beside_the_trainer():
     """`put` returns while a push still runs."""
     began, go_on = threading.Event(), threading.Event()
 
-    def push(ticket: int, grads: Float32) -> None:
+    def push(ticket: int, grads: Float32, rate_scale: float) -> None:
         began.set()
         assert go_on.wait(WAIT_S)
 
     with closing(PushQueue(push, lambda error: None, RunStatus())) as pushes:
         pushed = threading.Event()
-        pushes.put(0, gradient(), pushed.set)
+        pushes.put(0, gradient(), 1.0, pushed.set)
         assert began.wait(WAIT_S)
-        pushes.put(1, gradient(), lambda: None)
+        pushes.put(1, gradient(), 1.0, lambda: None)
         assert not pushed.is_set()
         go_on.set()
         pushes.drain()
@@ -102,9 +102,9 @@ def test_drain_with_nothing_put_returns():
 
 def test_drain_waits_for_the_callback_of_the_last_push():
     released = []
-    with closing(PushQueue(lambda ticket, grads: None, lambda error: None, RunStatus())) as pushes:
+    with closing(PushQueue(lambda ticket, grads, rate_scale: None, lambda error: None, RunStatus())) as pushes:
         for ticket in range(20):
-            pushes.put(ticket, gradient(), lambda ticket=ticket: released.append(ticket))
+            pushes.put(ticket, gradient(), 1.0, lambda ticket=ticket: released.append(ticket))
             pushes.drain()
             assert released == list(range(ticket + 1))
 
@@ -130,11 +130,11 @@ def test_a_failing_push_is_handed_over_and_ends_the_pushing():
 def test_whatever_a_push_raises_is_handed_over(error: BaseException):
     heard: list[BaseException] = []
 
-    def push(ticket: int, grads: Float32) -> None:
+    def push(ticket: int, grads: Float32, rate_scale: float) -> None:
         raise error
 
     with closing(PushQueue(push, heard.append, RunStatus())) as pushes:
-        pushes.put(0, gradient(), lambda: None)
+        pushes.put(0, gradient(), 1.0, lambda: None)
         pushes.drain()
     assert heard == [error]
 
@@ -148,7 +148,7 @@ def test_a_gradient_that_cannot_be_read_is_handed_over():
 
     record = Record()
     with closing(record.queue()) as pushes:
-        pushes.put(0, Broken(), lambda: None)
+        pushes.put(0, Broken(), 1.0, lambda: None)
         pushes.drain()
     assert [type(error) for error in record.errors] == [tf.errors.InternalError]
 
@@ -157,7 +157,7 @@ def test_when_drain_returns_after_a_failure_the_error_has_been_handed_over():
     """Otherwise the trainer, which looks for an error after draining, misses that of its last push."""
     drained, handed_over = threading.Event(), threading.Event()
 
-    def push(ticket: int, grads: Float32) -> None:
+    def push(ticket: int, grads: Float32, rate_scale: float) -> None:
         raise ConnectionError
 
     def on_error(error: BaseException) -> None:
@@ -166,7 +166,7 @@ def test_when_drain_returns_after_a_failure_the_error_has_been_handed_over():
         handed_over.set()
 
     with closing(PushQueue(push, on_error, RunStatus())) as pushes:
-        pushes.put(0, gradient(), lambda: None)
+        pushes.put(0, gradient(), 1.0, lambda: None)
         pushes.drain()
         was_handed_over = handed_over.is_set()
         drained.set()

@@ -56,6 +56,19 @@ class Counted(keras.Model):
         return self.linear(inputs["embeddings"])
 
 
+def test_the_learning_rate_is_scaled_for_a_step():
+    """Half the rate moves the dense weights half as far; the next step without a scale goes the whole way again."""
+    moved = []
+    for scales in ((1.0,), (0.5,), (0.0, 1.0)):
+        step = make_step()
+        before = weights_of(step)
+        for scale in scales:
+            step.train(*make(), scale)
+        moved.append(np.concatenate([(after - b).ravel() for after, b in zip(weights_of(step), before, strict=True)]))
+    np.testing.assert_allclose(moved[1], moved[0] / 2, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(moved[2], moved[0], rtol=1e-4, atol=1e-7)
+
+
 # --- what a step does -------------------------------------------------------------------------------------------------
 
 

@@ -44,11 +44,7 @@ def build(name: str, spec: ModelSpec) -> keras.Model:
 
 def _try(name: str, model: keras.Model, spec: ModelSpec, samples: int) -> None:
     """Refuse a model that does not give one finite logit for each of `samples` samples of zeros."""
-    zeros = {
-        key: np.zeros((samples, width), np.float32)
-        for key, width in (("embeddings", spec.width), ("dense_columns", spec.dense_width))
-        if width
-    }
+    zeros = {key: np.zeros((samples, width), np.int32 if key == "lengths" else np.float32) for key, width in spec.widths().items()}
     try:
         logits = keras.ops.convert_to_numpy(model(zeros, training=False))
     except BaseException as error:

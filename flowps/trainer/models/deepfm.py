@@ -14,7 +14,7 @@ from flowps.trainer.models.spec import ModelSpec
 def deepfm(spec: ModelSpec) -> keras.Model:
     """logit = linear + ½ Σ_d ((Σ_s v_sd)² - Σ_s v_sd²) + MLP, over slot vectors v of one dim (eq. 1-4 of the paper)."""
     inputs = spec.inputs()
-    x = keras.layers.concatenate(list(inputs.values())) if len(inputs) > 1 else next(iter(inputs.values()))
+    x = spec.concatenated(inputs)
     terms = [keras.layers.Dense(1)(x)]
     if "embeddings" in inputs:
         vectors = spec.stacked(inputs["embeddings"])

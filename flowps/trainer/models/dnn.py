@@ -10,7 +10,7 @@ from flowps.trainer.models.spec import ModelSpec
 def dnn(spec: ModelSpec) -> keras.Model:
     """logit = Dense(1)(ReLU layers of `spec.hidden` over [embeddings, dense])."""
     inputs = spec.inputs()
-    x = keras.layers.concatenate(list(inputs.values())) if len(inputs) > 1 else next(iter(inputs.values()))
+    x = spec.concatenated(inputs)
     for units in spec.hidden:
         x = keras.layers.Dense(units, activation="relu")(x)
     return keras.Model(inputs, keras.layers.Dense(1)(x), name="dnn")

@@ -13,11 +13,20 @@ from flowps.errors import ModelError
 
 @dataclass(frozen=True)
 class SlotSpec:
-    """One slot: its pooled vector is `embeddings[:, column:column + dim]`."""
+    """One slot: its pooled vector is `embeddings[:, column:column + dim]`.
+
+    With pooling none, `max_len` > 0 vectors stand there, one after the other, zeros after the last.
+    """
 
     name: str
     dim: int
     column: int
+    max_len: int = 0
+
+    @property
+    def width(self) -> int:
+        """Floats of the slot."""
+        return self.dim * (self.max_len or 1)
 
 
 @dataclass(frozen=True)
@@ -34,28 +43,64 @@ class ModelSpec:
     hidden: tuple[int, ...] = (128, 64)
 
     @staticmethod
-    def of(names: Sequence[str], dims: Sequence[int], dense_width: int, hidden: Sequence[int]) -> ModelSpec:
-        """A spec of slots that stand one after the other."""
-        columns = [sum(dims[:s]) for s in range(len(dims))]
-        return ModelSpec(tuple(map(SlotSpec, names, dims, columns)), dense_width, tuple(hidden))
+    def of(
+        names: Sequence[str], dims: Sequence[int], dense_width: int, hidden: Sequence[int], max_lens: Sequence[int] = ()
+    ) -> ModelSpec:  # fmt: skip
+        """A spec of slots that stand one after the other; `max_lens`: of each slot, 0 where it is pooled."""
+        slots, column = [], 0
+        for name, dim, max_len in zip(names, dims, max_lens or [0] * len(dims), strict=True):
+            slots.append(SlotSpec(name, dim, column, max_len))
+            column += slots[-1].width
+        return ModelSpec(tuple(slots), dense_width, tuple(hidden))
 
     @property
     def width(self) -> int:
         """Columns of the `embeddings` input."""
-        return sum(slot.dim for slot in self.slots)
+        return sum(slot.width for slot in self.slots)
+
+    @property
+    def sequences(self) -> tuple[SlotSpec, ...]:
+        """The slots with pooling none, in the order of the `lengths` input."""
+        return tuple(slot for slot in self.slots if slot.max_len)
+
+    def widths(self) -> dict[str, int]:
+        """The columns of each input, those without any left out."""
+        # Not "dense": Keras calls a Dense layer without a name so, and refuses two of one name.
+        found = {"embeddings": self.width, "dense_columns": self.dense_width, "lengths": len(self.sequences)}
+        return {name: width for name, width in found.items() if width}
 
     def inputs(self) -> dict[str, Any]:
-        """Keras inputs by name: `embeddings` [batch, width], `dense_columns` [batch, dense_width]; each only if it has columns."""
-        # Not "dense": Keras calls a Dense layer without a name so, and refuses two of one name.
-        shapes = {"embeddings": self.width, "dense_columns": self.dense_width}
-        return {name: keras.Input((width,), name=name, dtype="float32") for name, width in shapes.items() if width}
+        """Keras inputs by name, each only if it has columns.
+
+        `embeddings` float32 [batch, width], `dense_columns` float32 [batch, dense_width], and `lengths` int32 [batch, sequences]:
+        how many vectors each slot with pooling none has, at most its max_len.
+        """
+        return {
+            name: keras.Input((width,), name=name, dtype="int32" if name == "lengths" else "float32")
+            for name, width in self.widths().items()
+        }
+
+    def concatenated(self, inputs: dict[str, Any]) -> Any:
+        """The float inputs side by side, [batch, width + dense_width]."""
+        found = [value for name, value in inputs.items() if name != "lengths"]
+        return keras.layers.concatenate(found) if len(found) > 1 else found[0]
 
     def vectors(self, embeddings: Any) -> dict[str, Any]:
-        """The pooled vector of each slot by name, [batch, dim]."""
-        return {slot.name: embeddings[:, slot.column : slot.column + slot.dim] for slot in self.slots}
+        """Each slot by name: its pooled vector [batch, dim], or with pooling none its vectors [batch, max_len, dim]."""
+        found = {slot.name: embeddings[:, slot.column : slot.column + slot.width] for slot in self.slots}
+        for slot in self.sequences:
+            found[slot.name] = keras.layers.Reshape((slot.max_len, slot.dim))(found[slot.name])
+        return found
+
+    def mask(self, lengths: Any, name: str) -> Any:
+        """Which vectors of a slot with pooling none are there, bool [batch, max_len]; `lengths` as in `inputs`."""
+        at, slot = next((k, slot) for k, slot in enumerate(self.sequences) if slot.name == name)
+        return keras.ops.arange(slot.max_len) < lengths[:, at : at + 1]
 
     def stacked(self, embeddings: Any) -> Any:
-        """The vectors as [batch, slot, dim]. Raises ModelError unless all slots have one dim."""
+        """The vectors as [batch, slot, dim]. Raises ModelError unless all slots are pooled and have one dim."""
+        if self.sequences:
+            raise ModelError(f"this model needs pooled slots, but {self.sequences[0].name!r} has pooling none; choose sum or mean")
         dims = {slot.dim for slot in self.slots}
         if len(dims) != 1:
             found = ", ".join(f"{slot.name}: {slot.dim}" for slot in self.slots[:8])
