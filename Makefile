@@ -1,5 +1,6 @@
 # make train   a fresh machine: creates .venv, installs, generates data with a known answer, trains on it
 # make test    lint, types, import contract, tests; what CI runs
+# make test-deep   the property and stress tests of the embedding tables, forty times as long
 # make bench   measures the workloads and writes the README's table
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/quickstart
 
-.PHONY: train test lint bench clean
+.PHONY: train test test-deep lint bench clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m flowps.synthetic $(DATA)
@@ -15,6 +16,9 @@ train: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-deep: $(VENV)/installed-test
+	FLOWPS_DEEP=40 $(BIN)/python -m pytest --timeout 3600 tests/ps/test_table.py tests/ps/test_threads.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

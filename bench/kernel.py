@@ -1,8 +1,8 @@
 """`python -m bench.kernel [--json FILE]`: the kernels of a table, one thread, beside what they would be without their tricks.
 
-One batch of `dsp_ctr`'s shape (1024 samples, 76 slots, about 390 signs each, zipf 1.05) against 2.6 million resident rows of 16
-floats and their Adagrad state. All variants run in one process, in turns, each time on another batch than the variant before, so
-that none finds its lines warm. Times are CPU time, because machines are shared: median, 10th and 90th percentile of single calls.
+Batches of `dsp_ctr`'s shape against 2.6 million resident rows of 16 floats and their Adagrad state; all signs of the batches are
+known. All variants run in one process, in turns, each time in another order and on another batch than the variant before, so that
+none finds its lines warm. Times are CPU time, because machines are shared: median, 10th and 90th percentile of single calls.
 Variants are the kernels' own code with one name replaced. Comments in `flowps/ps/kernels` cite this table.
 """
 
@@ -12,23 +12,19 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench import machine
+from bench.shard import RESIDENT, Bench, gather, scatter
 from flowps.ps.kernels import index, pool, update
-from flowps.ps.kernels.vector import load16, prefetch, splat16, store16
-from flowps.synthetic import dsp_ctr
+from flowps.ps.table import Bags
 
-SIZE, DIM, STRIDE = 1024, 16, 32
-RESIDENT_ROWS, INDEX_SIZE = 2_600_000, 1 << 22
 NUM_BATCHES, ROUNDS = 8, 6
-Batch = tuple[NDArray[np.uint64], NDArray[np.int32]]  # signs, offsets
-SHIFT = np.uint64(64 - 22)
 
 
 def like(kernel: Any, *, nrt: bool = False, **names: Any) -> Any:
@@ -37,138 +33,108 @@ def like(kernel: Any, *, nrt: bool = False, **names: Any) -> Any:
     return type(kernel)(function, targetoptions=kernel.targetoptions | {"_nrt": nrt})
 
 
-def compiled(function: Any) -> Any:
-    """A function of this module, compiled as the kernels are."""
-    return type(pool.pool)(function, targetoptions=pool.pool.targetoptions)
-
-
-@compiled
+@type(pool.pool)
 def _nothing(array, at):  # type: ignore[no-untyped-def]
     """In place of a prefetch."""
 
 
-@compiled
-def _plain_bag(rows, lo, hi, arena, dim, stride, out, to, scale):  # type: ignore[no-untyped-def]
-    """`pool._pool_bag` with loops over arrays."""
-    for d in range(dim):
-        out[to + d] = np.float32(0)
-    for i in range(lo, hi):
-        if rows[i] >= 0:
-            for d in range(dim):
-                out[to + d] += arena[np.int64(rows[i]) * stride + d]
-    for d in range(dim):
-        out[to + d] *= scale
+@contextmanager
+def instead(module: Any, name: str, kernel: Any) -> Iterator[None]:
+    """A kernel in the place of another."""
+    before = getattr(module, name)
+    setattr(module, name, kernel)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
-@compiled
-def _gather(rows, bounds, arena, stride, out):  # type: ignore[no-untyped-def]
-    """The floor: rows whose places are known, summed 16 floats at a time, written bag after bag."""
-    n = len(rows)
-    for bag in range(len(bounds) - 1):
-        total = splat16(np.float32(0))
-        for i in range(bounds[bag], bounds[bag + 1]):
-            if i + 32 < n:
-                prefetch(arena, np.int64(rows[i + 32]) * stride)
-            total = total + load16(arena, np.int64(rows[i]) * stride)
-        store16(out, bag * 16, total)
-
-
-def draw() -> Iterator[Batch]:
-    """Batches of the workload, one after the other."""
-    description = dsp_ctr()
-    share = np.arange(1, description.slots[0].cardinality + 1) ** -description.zipf_exponent
-    thresholds = np.cumsum(share / share.sum())[:-1]
-    random = np.random.default_rng(0)
-    while True:
-        lengths = np.array([1 + random.poisson(slot.mean_signs - 1, SIZE) for slot in description.slots])
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        ranks = np.searchsorted(thresholds, random.random(int(offsets[-1]))).astype(np.uint64)
-        slots = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths.sum(axis=1))
-        z = (slots << np.uint64(32) | ranks) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        yield z ^ (z >> np.uint64(31)), offsets
-
-
-def ranges(offsets: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First sign of each slot, and one past its last."""
-    return offsets[:-1:SIZE].astype(np.int64), offsets[SIZE::SIZE].astype(np.int64)
-
-
-def create(batch: Batch, into: Any, arena: Any, num_rows: int, rows: Any) -> int:
-    """`find_or_create` of a whole batch. Returns the rows there are after."""
-    starts, stops = ranges(batch[1])
-    progress, most = np.array([0, 0, num_rows]), len(arena) // STRIDE
-    slots, scale = np.arange(len(starts), dtype=np.uint64), np.full(len(starts), 0.01, np.float32)
-    state, seed = np.float32(1e-8), np.uint64(7)
-    assert index.find_or_create(
-        batch[0], starts, stops, slots, into, SHIFT, rows, progress, most, arena, DIM, STRIDE, state, scale, seed
-    )
-    return int(progress[index.ROWS])
+def searching(**names: Any) -> Any:
+    """`find_or_create` with names of its search replaced."""
+    ahead = like(index._look_ahead, **names)
+    return like(index.find_or_create, _search=like(index._search, _look_ahead=ahead, **names))
 
 
 class Workload:
-    """Batches, and a table that holds the rows of many batches before them. `rows`: of each batch, were all its signs known."""
+    """A table, batches whose signs it has, and the rows of each."""
 
     def __init__(self) -> None:
-        source = draw()
-        self.resident = np.zeros(2 * INDEX_SIZE, np.uint64)  # the index before the batches
-        self.arena = np.zeros((RESIDENT_ROWS + (NUM_BATCHES + 1) * 100_000) * STRIDE, np.float32)
-        self.num_rows = 0
-        while self.num_rows < RESIDENT_ROWS:
-            batch = next(source)
-            self.num_rows = create(batch, self.resident, self.arena, self.num_rows, np.empty(len(batch[0]), np.int32))
-        self.batches = [next(source) for _ in range(NUM_BATCHES)]
-        self.rows = [np.empty(len(signs), np.int32) for signs, _ in self.batches]
-        self.index, num_rows = self.resident.copy(), self.num_rows
-        for batch, rows in zip(self.batches, self.rows, strict=True):
-            num_rows = create(batch, self.index, self.arena, num_rows, rows)
+        self.bench = Bench("dsp_ctr", 1, RESIDENT["dsp_ctr"], evict=False, admit_after=1)
+        (_, self.table), *_ = self.bench.shard._tables
+        drawn = [next(self.bench.source) for _ in range(NUM_BATCHES)]
+        columns = self.bench.positions * 16
+        self.bags = [Bags(batch.signs, batch.offsets, self.bench.shape.size, self.bench.positions, columns) for batch in drawn]
+        self.places = [np.append(bags.starts, len(bags.signs)) for bags in self.bags]
+        self.rows = [self.bench.places(batch)[0] for batch in drawn]
+
+    def find(self, b: int) -> None:
+        """As an evaluation does."""
+        bags = self.bags[b]
+        self.table._find(bags.signs, bags.starts, bags.stops, self.places[b], np.empty(len(bags.signs), np.int32))
+
+    def find_or_create(self, b: int) -> float:
+        """As a training lookup does. Returns seconds, without what must be done around it."""
+        bags, table = self.bags[b], self.table
+        buffers, number = table._take_buffers(len(bags.signs)), table._begin(2 * len(bags.signs))
+        begin = time.thread_time()
+        table._find_or_create(bags.signs, bags.starts, bags.stops, self.places[b], buffers, number, 1)
+        seconds = time.thread_time() - begin
+        table._land(number)
+        table._give_back(buffers)
+        return seconds
+
+    def push(self, b: int) -> float:
+        """The push of a lookup that is not timed; its rows have just been pooled, as in training."""
+        touched = self.table.lookup(self.bags[b], self.bench.out, create=True)
+        assert touched is not None
+        begin = time.thread_time()
+        self.table.push(touched, self.bench.grads)
+        return time.thread_time() - begin
 
 
 def variants(work: Workload) -> dict[str, Callable[[int], float]]:
     """Name → measure one call on a batch, seconds."""
-    num_slots = len(work.batches[0][1]) // SIZE
-    positions, pooling = np.arange(num_slots), np.zeros(num_slots, np.int32)
-    columns, width = positions * DIM, num_slots * DIM
-    out, grads = np.full((2, SIZE * width), 1e-3, np.float32)
-    grads.flags.writeable = False
-    found = np.empty(max(len(rows) for rows in work.rows), np.int32)
-    scratch = np.zeros(len(work.arena) // STRIDE, np.int32), found.copy(), np.empty(len(found) * DIM, np.float32)
-    params = np.full((num_slots, 2), (0.05, 1e-7), np.float32)
+    table, out = work.table, work.bench.out
+    flat, grads = np.zeros(out.size, np.float32), np.full(out.size, 1e-3, np.float32)
+    bounds = [bags.offsets.astype(np.int64) for bags in work.bags]
 
-    def timed(call: Callable[..., object], *args: Any) -> float:
-        begin = time.thread_time()
-        call(*args)
-        return time.thread_time() - begin
+    def timed(call: Callable[[int], object]) -> Callable[[int], float]:
+        def measure(b: int) -> float:
+            begin = time.thread_time()
+            call(b)
+            return time.thread_time() - begin
 
-    def finding(kernel: Any) -> Callable[[int], float]:
-        return lambda b: timed(kernel, work.batches[b][0], *ranges(work.batches[b][1]), work.resident, SHIFT, found)
+        return measure
 
-    def creating(b: int) -> float:
-        work.index[:] = work.resident  # forget what the call before has created
-        return timed(create, work.batches[b], work.index, work.arena, work.num_rows, found)
+    def patched(module: Any, name: str, kernel: Any, measure: Callable[[int], float]) -> Callable[[int], float]:
+        def inside(b: int) -> float:
+            with instead(module, name, kernel):
+                return measure(b)
 
-    def pooling_by(kernel: Any, known: bool) -> Callable[[int], float]:
-        bags = positions, SIZE, pooling
-        return lambda b: timed(kernel, work.rows[b], known, work.batches[b][1], *bags, work.arena, DIM, STRIDE, out, width, columns)
+        return inside
 
-    def pushing(b: int, kernel: Any = update.push) -> float:
-        bags = work.rows[b], work.batches[b][1], positions, SIZE, pooling
-        return timed(kernel, *bags, grads, width, columns, *scratch, work.arena, DIM, STRIDE, update.ADAGRAD, params)
-
-    like_push = like(update.push, _LINE=0)
-    return {
-        "gather floor": lambda b: timed(_gather, work.rows[b], work.batches[b][1], work.arena, STRIDE, out),
-        f"find (AHEAD {index.AHEAD})": finding(index.find),
-        "find, no prefetch": finding(like(index.find, prefetch=_nothing)),
-        **{f"find, prefetch {n} ahead": finding(like(index.find, AHEAD=n)) for n in (8, 16, 32)},
-        "find, references counted": finding(like(index.find, nrt=True)),
-        "find_or_create": creating,
-        "pool": pooling_by(pool.pool, True),
-        "pool, references counted": pooling_by(like(pool.pool, nrt=True), True),
-        "pool, any dim, rows unknown": pooling_by(pool.pool, False),
-        "pool, the same in array loops": pooling_by(like(pool.pool, _pool_bag=_plain_bag), False),
-        "push (Adagrad)": pushing,
-        "push, any dim": lambda b: pushing(b, like_push),
+    pooling = timed(lambda b: table._pool(work.bags[b], work.places[b], work.rows[b], out))
+    unaligned = np.zeros(out.size + 1, np.float32)[1:].reshape(out.shape)
+    found = {
+        "gather floor": timed(lambda b: gather(work.rows[b], bounds[b], 0, len(bounds[b]) - 1, table._arena, flat)),
+        "find, as in an evaluation": timed(work.find),
+        f"find_or_create (AHEAD {index.AHEAD})": work.find_or_create,
+        "pool": pooling,
+        "pool, through the caches": timed(lambda b: table._pool(work.bags[b], work.places[b], work.rows[b], unaligned)),
+        "pool, any dim": patched(pool, "pool", like(pool.pool, FAST_DIM=0), pooling),
+        "push (Adagrad)": work.push,
+        "push, any dim": patched(update, "push", like(update.push, FAST_DIM=0), work.push),
+        "scatter floor": timed(
+            lambda b: scatter(work.rows[b], bounds[b], 0, len(bounds[b]) - 1, table._arena, grads, np.float32(1e-6))
+        ),
+    }
+    others = {
+        "no prefetch": searching(prefetch=_nothing),
+        **{f"prefetch {n} ahead": searching(AHEAD=n) for n in (8, 16, 32)},
+        "references counted": like(index.find_or_create, nrt=True),
+    }
+    return found | {
+        f"find_or_create, {name}": patched(index, "find_or_create", kernel, work.find_or_create) for name, kernel in others.items()
     }
 
 
@@ -185,18 +151,17 @@ def main() -> None:
         for place, name in enumerate(np.random.default_rng(turn + 1).permutation(list(measured))):
             seconds[name][turn] = measured[name]((turn + place) % NUM_BATCHES)
     signs, floor = float(np.mean([len(rows) for rows in work.rows])), float(np.median(seconds["gather floor"]))
-    new = float(np.mean([(rows >= work.num_rows).mean() for rows in work.rows]))
-    print(f"{signs:,.0f} signs a batch, {new:.0%} of them of rows not resident; {work.num_rows:,} rows resident")
-    print(f"{'':28}{'ms':>8}{'10–90 %':>16}{'M signs/s':>11}{'× floor':>9}")
+    print(f"{signs:,.0f} signs a batch; {work.table.num_rows:,} rows")
+    print(f"{'':38}{'ms':>8}{'10–90 %':>16}{'M signs/s':>11}{'× floor':>9}")
     results = {}
     for name, calls in seconds.items():
         low, median, high = (float(q) for q in np.quantile(calls, (0.1, 0.5, 0.9)))
         results[name] = {"median_s": median, "p10_s": low, "p90_s": high, "signs_per_s": signs / median}
         spread = f"{low * 1e3:.2f}–{high * 1e3:.2f}"
-        print(f"{name:28}{median * 1e3:8.2f}{spread:>16}{signs / median / 1e6:11.0f}{median / floor:9.2f}")
+        print(f"{name:38}{median * 1e3:8.2f}{spread:>16}{signs / median / 1e6:11.0f}{median / floor:9.2f}")
     if to is not None:
-        workload = {"signs_per_batch": signs, "new_share": new, "resident_rows": work.num_rows, "calls": NUM_BATCHES * ROUNDS}
-        to.write_text(json.dumps({"machine": machine.describe(), "workload": workload, "results": results}, indent=2))
+        workload = {"signs_per_batch": signs, "rows": work.table.num_rows, "calls": NUM_BATCHES * ROUNDS}
+        to.write_text(json.dumps({"machine": machine.describe(), "workload": workload, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`python -m bench.table`: write the tables of `bench/results/*.json` into README.md, between their markers.
+"""`python -m bench.table`: write the tables of `bench/results/*.json` into README.md and docs, between their markers.
 
-Numbers in the README are generated here and nowhere else; `tests/test_packaging.py` holds that the README has what this gives.
+Numbers there are generated here and nowhere else; `tests/test_packaging.py` holds that the files have what this gives.
 """
 
 from __future__ import annotations
@@ -8,29 +8,34 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from bench import map as map_bench
+from flowps.config import RowOptimizer, Slot
+from flowps.ps import optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
+TABLES = ROOT / "docs" / "tables.md"
 
 
 def main() -> int:
-    """Rewrite the README."""
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite the files."""
+    for path in (README, TABLES):
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 
 def filled(text: str) -> str:
-    """`text` with every table between `<!-- NAME -->` and `<!-- end -->` made anew."""
-    for name, make in (("bench:end_to_end", end_to_end), ("bench:feed", feed)):
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
-        if not marked.search(text):
-            raise SystemExit(f"README.md has no <!-- {name} --> … <!-- end -->")
-        # Escaped: a table is no pattern.
-        text = marked.sub("\\1" + make().replace("\\", "\\\\") + "\\2", text)
-    return text
+    """`text` with every table between `<!-- bench:NAME -->` and `<!-- end -->` made anew."""
+
+    def make(found: re.Match[str]) -> str:
+        return found[1] + _MAKERS[found[2]]() + found[3]
+
+    return re.sub(r"(<!-- bench:(\w+) -->\n).*?(<!-- end -->)", make, text, flags=re.S)
 
 
 def end_to_end() -> str:
@@ -67,16 +72,109 @@ def feed() -> str:
     return "\n".join([*lines, "", _machine(result), ""])
 
 
+def optimizers() -> str:
+    """The optimizers of rows, from their descriptions."""
+    lines = ["| `optimizer` | a step of a touched row | floats of state, dim 16 |", "|---|---|---|"]
+    for name in get_args(RowOptimizer):
+        found = optimizer.of_slot(Slot(name="s", dim=16, optimizer=name))
+        text = " ".join((type(found.tag).__doc__ or "").split()).replace("|", "\\|").replace("‖", "\\|\\|")
+        lines.append(f"| `{name}` | {text} | {found.state_width(16)} |")
+    return "\n".join([*lines, ""])
+
+
+def shard() -> str:
+    """Lookups and pushes of the workloads beside their floors."""
+    lines = [
+        "| workload | threads | signs / new rows a batch | lookup ms, P50 / P99 | × floor | push ms, P50 | × floor "
+        "| bytes per row |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    files = sorted(RESULTS.glob("shard-*.json"))
+    for found in (_read(path.name) for path in files):
+        name = f"`{found['workload']}`{', evicting' if found['evict'] else ''}"
+        lines.append(
+            f"| {name} | {found['threads']} | {found['signs_per_batch']:,.0f} / {found['new_rows_per_batch']:,.0f} "
+            f"| {found['lookup_ms_p50']:.2f} / {found['lookup_ms_p99']:.2f} | {found['lookup_ratio']:.2f} "
+            f"| {found['push_ms_p50']:.2f} | {found['push_ratio']:.2f} | {found['bytes_per_row']:.0f} |"
+        )
+    return "\n".join([*lines, "", _machine(_read(files[0].name)), ""])
+
+
+def scale() -> str:
+    """The cost of a sign against the number of rows."""
+    found = _read("scale.json")
+    lines = [
+        "| rows | lookup, ns per sign (floor) | push, ns per sign (floor) | new rows per s | bytes per row |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {size['rows']:,} | {size['lookup_ns_per_sign']:.0f} ({size['floor_lookup_ns_per_sign']:.0f}) "
+        f"| {size['push_ns_per_sign']:.0f} ({size['floor_push_ns_per_sign']:.0f}) "
+        f"| {_millions(size['inserts_per_s'])} | {size['bytes_per_row']:.0f} |"
+        for size in found["sizes"]
+    ]
+    return "\n".join([*lines, "", _machine(found), ""])
+
+
+def kernel() -> str:
+    """The kernels beside themselves without their tricks."""
+    found = _read("kernel.json")
+    floor = found["results"]["gather floor"]["median_s"]
+    lines = ["| kernel | ms, median (10–90 %) | million signs per s | × gather floor |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {r['median_s'] * 1e3:.2f} ({r['p10_s'] * 1e3:.2f}–{r['p90_s'] * 1e3:.2f}) "
+        f"| {r['signs_per_s'] / 1e6:.0f} | {r['median_s'] / floor:.2f} |"
+        for name, r in found["results"].items()
+    ]
+    return "\n".join([*lines, "", _machine(found), ""])
+
+
+def storage() -> str:
+    """Quality against what weights are stored in."""
+    found = _read("storage.json")
+    lines = ["| `storage` | test AUC of each seed | mean | less float32's |", "|---|---|---|---|"]
+    lines += [
+        f"| `{name}` | {', '.join(f'{auc:.4f}' for auc in r['test_auc'])} | {r['mean']:.4f} | {r['difference']:+.4f} |"
+        for name, r in found["results"].items()
+    ]
+    return "\n".join([*lines, "", _machine(found), ""])
+
+
+def map_table() -> str:
+    """The table as a map, beside what else there is."""
+    found = _read("map.json")
+    return "\n".join([map_bench.markdown(found).rstrip(), "", _machine(found), ""])
+
+
+def _millions(rate: float | None) -> str:
+    return "–" if rate is None else f"{rate / 1e6:.1f} million"
+
+
 def _machine(result: dict[str, Any]) -> str:
     found = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    runs = f"medians of {len(result['runs'])} runs (least–most)" if "runs" in result else f"medians of {result['rounds']} rounds"
-    return f"{found['cores']} cores of {found['processor']}, Python {found['python']}, {versions}; {runs}."
+    counts = {"runs": "medians of {} runs (least–most)", "rounds": "medians of {} rounds", "turns": "medians of {} batches"}
+    how = [text.format(len(result[key]) if key == "runs" else result[key]) for key, text in counts.items() if key in result]
+    return (
+        f"{found['cores']} cores of {found['processor']}, Python {found['python']}, {versions}{'; ' if how else ''}{''.join(how)}."
+    )
 
 
 def _read(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     return found
+
+
+_MAKERS: dict[str, Callable[[], str]] = {
+    "end_to_end": end_to_end,
+    "feed": feed,
+    "optimizers": optimizers,
+    "shard": shard,
+    "scale": scale,
+    "kernel": kernel,
+    "map": map_table,
+    "storage": storage,
+}
 
 
 if __name__ == "__main__":
