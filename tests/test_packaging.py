@@ -6,10 +6,11 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 import flowps
-from bench.table import README, filled
+from bench.table import README, TABLES, filled
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,8 +43,10 @@ def test_changelog_has_this_version():
     assert f"## {flowps.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_tables_of_the_readme_are_those_of_the_results():
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", [README, TABLES], ids=lambda path: path.name)
+def test_tables_are_those_of_the_results(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- bench:" in text
     assert filled(text) == text, "run `python -m bench.table`"
 
 

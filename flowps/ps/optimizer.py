@@ -18,6 +18,7 @@ from flowps.config import Slot
 from flowps.ps.kernels import step
 
 _KERAS_DECAY = 0.004  # AdamW's where none is given
+_DUAL = ("ftrl", "group_ftrl", "group_adagrad")  # their weights are made of sums of gradients, which the rate divides
 
 
 @dataclass(frozen=True)
@@ -61,35 +62,59 @@ def of_slot(slot: Slot) -> Optimizer:
     }[slot.optimizer]
 
 
-def params_at(slots: Sequence[Slot], pushes: int, rate_scale: float) -> Float32:
-    """The parameters of the push after `pushes` others: float32 [slots, NUM_PARAMS], as `kernels.update.push` takes them.
+class Params:
+    """The parameters of the pushes of a table: the lines that `kernels.update.push` takes, for the slots `slots`.
 
-    rate_scale   what the trainer's schedule multiplies the slots' learning rates by
+    Called under the table's push lock, once per push: what does not change is not computed again.
     """
-    params = np.zeros((len(slots), step.NUM_PARAMS), np.float32)
-    for line, slot in zip(params, slots, strict=True):
-        name, rate, steps = slot.optimizer, slot.learning_rate * rate_scale, pushes + 1
-        dual = name in ("ftrl", "group_ftrl", "group_adagrad")
-        if dual:
-            rate = slot.learning_rate
-            line[step.SCALE] = rate_scale
-        line[step.REST1], line[step.REST2] = 1 - slot.beta1, 1 - (slot.rho if name == "rmsprop" else slot.beta2)
-        decay = slot.weight_decay or (_KERAS_DECAY if name == "adamw" else 0.0)
-        line[step.EPSILON], line[step.BETA1], line[step.BETA2] = slot.epsilon, slot.beta1, slot.beta2
-        line[step.DECAY] = 0.0 if dual else rate * decay
-        line[step.L1], line[step.GROUP] = slot.l1, slot.l21
-        line[step.L2 if dual else step.PENALTY] = slot.l2
-        line[step.CLIP_VALUE], line[step.CLIP_NORM] = slot.clip_value, slot.clip_norm
-        line[step.BOUND] = slot.weight_bound or math.inf
-        if name in ("adam", "adamw", "amsgrad"):
-            rate *= math.sqrt(1 - slot.beta2**steps) / (1 - slot.beta1**steps)
-        elif name == "momentum":
-            line[step.BETA1] = slot.momentum
-        elif name == "rmsprop":
-            line[step.BETA2] = slot.rho
-        elif dual:
-            line[step.BETA1] = 0.0 if name == "group_adagrad" else slot.ftrl_beta
-        elif name == "lamb":
-            line[step.CORRECT1], line[step.CORRECT2] = 1 / (1 - slot.beta1**steps), 1 / (1 - slot.beta2**steps)
-        line[step.RATE] = rate
-    return params
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._lines = np.zeros((len(slots), step.NUM_PARAMS), np.float32)
+        for line, slot in zip(self._lines, slots, strict=True):
+            _describe(slot, line)
+        self._scale: float | None = None
+        names = np.array([slot.optimizer for slot in slots])
+        self._dual = np.isin(names, _DUAL)
+        self._corrected = np.isin(names, ("adam", "adamw", "amsgrad"))
+        self._corrects = names == "lamb"
+        self._rates = np.array([slot.learning_rate for slot in slots])
+        self._decays = np.array(
+            [slot.weight_decay or (_KERAS_DECAY if slot.optimizer == "adamw" else 0.0) for slot in slots]
+        ) * ~self._dual  # fmt: skip
+        self._betas = np.array([(slot.beta1, slot.beta2) for slot in slots]).T
+
+    def at(self, pushes: int, rate_scale: float) -> Float32:
+        """Those of the push after `pushes` others: float32 [slots, NUM_PARAMS].
+
+        rate_scale   what the trainer's schedule multiplies the slots' learning rates by
+        """
+        counted = self._corrected.any() or self._corrects.any()
+        if rate_scale == self._scale and not counted:
+            return self._lines
+        rates = self._rates * np.where(self._dual, 1.0, rate_scale)
+        self._lines[:, step.DECAY] = rates * self._decays
+        if counted:
+            first, second = 1 - self._betas ** (pushes + 1)
+            rates = np.where(self._corrected, rates * np.sqrt(second) / first, rates)
+            self._lines[:, step.CORRECT1], self._lines[:, step.CORRECT2] = 1 / first, 1 / second
+        self._lines[:, step.RATE] = rates
+        self._lines[:, step.SCALE] = rate_scale
+        self._scale = rate_scale
+        return self._lines
+
+
+def _describe(slot: Slot, line: Float32) -> None:
+    """Fill in the parameters of a slot that are the same in every push."""
+    name = slot.optimizer
+    line[step.EPSILON], line[step.BETA1], line[step.BETA2] = slot.epsilon, slot.beta1, slot.beta2
+    line[step.REST1], line[step.REST2] = 1 - slot.beta1, 1 - (slot.rho if name == "rmsprop" else slot.beta2)
+    line[step.L1], line[step.GROUP] = slot.l1, slot.l21
+    line[step.L2 if name in _DUAL else step.PENALTY] = slot.l2
+    line[step.CLIP_VALUE], line[step.CLIP_NORM] = slot.clip_value, slot.clip_norm
+    line[step.BOUND] = slot.weight_bound or math.inf
+    if name == "momentum":
+        line[step.BETA1] = slot.momentum
+    elif name == "rmsprop":
+        line[step.BETA2] = slot.rho
+    elif name in _DUAL:
+        line[step.BETA1] = 0.0 if name == "group_adagrad" else slot.ftrl_beta

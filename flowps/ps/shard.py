@@ -161,7 +161,7 @@ class Shard:
     def rows(self, chunk_rows: int = 1 << 18) -> Iterator[SlotRows]:
         """A copy of the rows, slot by slot, at most `chunk_rows` at a time; a slot without rows comes once, empty.
 
-        Beside the chunk it takes 28 bytes per row. Rows that are there at the beginning come unless they are evicted or erased
+        Beside the chunk it takes 32 bytes per row. Rows that are there at the beginning come unless they are evicted or erased
         meanwhile; each as it is between two pushes. Changes nothing and does not count as use of a row.
         """
         for members, table in self._tables:

@@ -2,7 +2,7 @@
 
 Covers memory, growth, eviction, and the calls into the kernels. Does not know batches' ids (shard) or where slots live (placement).
 
-Threads: any thread may call any method. Two locks, both held only while kernels run (without the GIL), never while waiting for
+Threads: any thread may call any method. Two locks, both held while kernels run (without the GIL), never while waiting for
 another batch:
 
     index lock   find, create, evict, erase, list. An evaluation holds it while it pools, because it pins nothing.
@@ -51,6 +51,7 @@ _MIN_GRANT = 64  # rows
 _ENTRY_BYTES = 16
 _LINE_BYTES = 64  # a cache line; rows start on one when dim allows
 _MAX_STAMP = (1 << 33) - 1
+_MAX_ORDINAL = (1 << 31) - 1
 _TTL_MARKS = 1024  # moments of the past that a time-to-live is measured with
 _POOLING = {"sum": pool_kernels.SUM, "mean": pool_kernels.MEAN, "sqrtn": pool_kernels.SQRTN, "none": pool_kernels.NONE}
 _INITIALIZER = {
@@ -194,6 +195,7 @@ class Table:
         self._admit_after = np.array([slot.admit_after for slot in slots], np.int64)
         self._admit_share = np.array([slot.admit_probability for slot in slots], np.float64)
         self._initial = self.optimizer.first_state(self.dim)
+        self._params = optimizer.Params(slots)
         self._seed = np.uint64(seed)
         self._none = np.int32(self.capacity_rows)
         self._bits = min(_MAX_STRIPE_BITS, max(0, (self.capacity_rows // _STRIPE_ROWS).bit_length() - 1))
@@ -276,7 +278,7 @@ class Table:
         most = int((buffers.bounds[:parts, 1::2] - buffers.bounds[:parts, 0::2]).max(initial=0))
         try:
             with self._push_lock:
-                params = optimizer.params_at(self.slots, self._pushes, rate_scale)
+                params = self._params.at(self._pushes, rate_scale)
 
                 def work(part: int) -> None:
                     it = self._steppers[part]
@@ -453,6 +455,7 @@ class Table:
 
     def _parts(self, num_signs: int, most: int = 1 << 30) -> int:
         """Parts that work on this many signs is cut into, a power of two."""
+        most = min(most, _MAX_ORDINAL // (num_signs + 2))
         return 1 << (max(1, min(self._team.size, num_signs // MIN_PART, most)).bit_length() - 1)
 
     def _begin(self, stamps: int) -> int:

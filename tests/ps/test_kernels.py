@@ -122,7 +122,7 @@ def check_sums(call: Call, parts: int) -> None:
     grads = random.uniform(-1, 1, call.size * call.width).astype(np.float32)
     grads.flags.writeable = False
     expected = call.arena.reshape(-1, call.stride).copy()
-    params = optimizer.params_at(call.slots, 0, 1.0)
+    params = optimizer.Params(call.slots).at(0, 1.0)
     stepped = 0
     for k, (slot, column) in enumerate(zip(call.slots, call.columns, strict=True)):
         rows, shares = call.bags(k)
