@@ -73,7 +73,7 @@ def _announce_losses(console: Console, table: TableStats) -> None:
         "rows evicted for room": table.evicted,
         "rows begun anew, unused for longer than ttl_steps": table.expired,
         "sights of signs not admitted": table.refused,
-        "rows' gradients refused, NaN or infinite": table.unsound,
+        "rows' gradients refused, NaN, infinite or beyond 3.4e15": table.unsound,
     }
     found = ", ".join(f"{count:,} {what}" for what, count in losses.items() if count)
     if found:
@@ -89,7 +89,7 @@ def _when(plan: Plan) -> str:
     return (
         " as rows are created"
         if not any(plan.allocate)
-        else " from the start where capacity_rows is given, else as rows are created"
+        else " from the start where all slots of a table give capacity_rows, else as rows are created"
     )
 
 

@@ -171,7 +171,17 @@ def _bags(table: pa.Table, slot: Slot, place: _Place) -> Bags:
     if values.null_count:
         starts = _ranks(values) if starts is None else _ranks(values)[starts]
         values = values.drop_null()
-    return Bags(_signs(values, slot), starts, shares)
+    bags = Bags(_signs(values, slot), starts, shares)
+    return _shortened(bags, slot.max_len) if slot.pooling == "none" else bags
+
+
+def _shortened(bags: Bags, most: int) -> Bags:
+    """The first `most` signs of each row: what a sequence is not read to gets no row either."""
+    if bags.starts is None or (lengths := np.diff(bags.starts)).max(initial=0) <= most:
+        return bags
+    kept = np.arange(bags.starts[-1]) - np.repeat(bags.starts[:-1], lengths) < most
+    starts = np.concatenate([[0], np.cumsum(np.minimum(lengths, most))])
+    return Bags(bags.signs[kept], starts, None if bags.shares is None else bags.shares[kept])
 
 
 def _flat(column: pa.Array) -> tuple[pa.Array, Int64 | None]:

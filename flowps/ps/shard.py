@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from flowps.batch import Float32, Int32, Uint64
 from flowps.config import Slot
-from flowps.errors import CapacityError, UnknownBatchError
+from flowps.errors import CapacityError, DataError, UnknownBatchError
 from flowps.ps import optimizer
 from flowps.ps.table import Bags, Table, TableStats, Touched
 from flowps.ps.team import Team
@@ -32,6 +32,14 @@ class SlotRows:
     signs: Uint64
     weights: Float32
     state: Float32
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """A batch between lookup and push: what each table touched, and the shape of its `out`."""
+
+    touched: list[Touched]
+    shape: tuple[int, ...]
 
 
 class Shard:
@@ -56,7 +64,7 @@ class Shard:
         self._team = Team(threads, "flowps-ps")
         self._lock = threading.Lock()
         # None: reserved by a lookup that has not ended.
-        self._remembered: dict[int, list[Touched] | None] = {}
+        self._remembered: dict[int, _Remembered | None] = {}
         members: dict[tuple[int, optimizer.Optimizer, str], list[int]] = {}
         for position, slot in enumerate(slots):
             members.setdefault((slot.dim, optimizer.of_slot(slot), slot.storage), []).append(position)
@@ -88,9 +96,10 @@ class Shard:
         shares           float32 [nnz], the weight of each sign in its bag; None: all 1
 
         Aliases `signs`, `offsets` and `shares` until the push. Raises CapacityError when the batches in flight need more rows than
-        a table has, or too many batches are in flight, and UnknownBatchError when `batch_id` is in flight already; the batch is
-        then not remembered.
+        a table has, or too many batches are in flight, UnknownBatchError when `batch_id` is in flight already, and DataError for
+        arrays that do not fit together; the batch is then not remembered.
         """
+        self._check(batch_id, signs, offsets, size, positions, columns, out, shares)
         weighted = {} if shares is None else {"shares": shares}
         bags = [
             (table, Bags(signs, offsets, size, positions[members], columns[members], **weighted)) for members, table in self._tables
@@ -112,29 +121,40 @@ class Shard:
                 self._remembered.pop(batch_id, None)
             raise
         with self._lock:
-            self._remembered[batch_id] = touched
+            given_up = batch_id not in self._remembered
+            if not given_up:
+                self._remembered[batch_id] = _Remembered(touched, out.shape)
+        if given_up:  # by `forget`, meanwhile
+            self._give_up(touched)
 
     def forget(self, batch_id: int) -> None:
         """Give up the batch: there will be no push. Rows that its lookup created stay, until room is needed."""
         with self._lock:
-            touched = self._remembered.pop(batch_id, None)
-        self._give_up(touched or [])
+            remembered = self._remembered.pop(batch_id, None)
+        if remembered is not None:
+            self._give_up(remembered.touched)
 
     def push(self, batch_id: int, grads: Float32, rate_scale: float = 1.0) -> int:
         """Step the rows that the lookup of `batch_id` touched with `grads`, float32 [size, width], the gradient of its `out`.
 
         rate_scale   what the trainer's schedule multiplies the slots' learning rates by
 
-        Returns the number of rows stepped. Forgets the batch. Raises UnknownBatchError for a batch that is not in flight.
+        Returns the number of rows stepped. Forgets the batch. Raises UnknownBatchError for a batch that is not in flight,
+        and DataError for a gradient of another shape or type: the batch is then still in flight.
         """
         with self._lock:
-            touched = self._remembered.get(batch_id)
-            if touched is not None:
+            remembered = self._remembered.get(batch_id)
+            if remembered is not None and (grads.shape != remembered.shape or grads.dtype != np.float32):
+                raise DataError(
+                    f"batch {batch_id}: a push has a gradient of {grads.dtype} {grads.shape}, expected float32 {remembered.shape}"
+                )
+            if remembered is not None:
                 del self._remembered[batch_id]
-        if touched is None:
+        if remembered is None:
             raise UnknownBatchError(
                 f"batch {batch_id}: a push came, but the shard remembers no lookup of it; was it pushed before, or never looked up?"
             )
+        touched = remembered.touched
         stepped = 0
         for k, (_, table) in enumerate(self._tables):
             try:
@@ -177,6 +197,27 @@ class Shard:
     def close(self) -> None:
         """End the shard's threads. Idempotent."""
         self._team.close()
+
+    def _check(
+        self, batch_id: int, signs: Uint64, offsets: Int32, size: int, positions: NDArray[np.int64], columns: NDArray[np.int64],
+        out: Float32, shares: Float32 | None,
+    ) -> None:  # fmt: skip
+        """Refuse arrays that do not fit together: kernels do not look where they read and write."""
+        width = max((int(column) + slot.width for column, slot in zip(columns, self._slots, strict=True)), default=0)
+        last = int(positions.max(initial=-1)) + 1
+        in_place = out.dtype == np.float32 and out.flags.c_contiguous
+        fits = {
+            "signs": signs.dtype == np.uint64 and signs.flags.c_contiguous,
+            "offsets": offsets.dtype == np.int32 and last * size < len(offsets) and offsets[last * size] <= len(signs),
+            "out": in_place and len(out) == size and out.ndim == 2 and width <= out.shape[-1],
+            "shares": shares is None or (shares.dtype == np.float32 and len(shares) == len(signs)),
+        }
+        wrong = [name for name, fit in fits.items() if not fit]
+        if wrong:
+            raise DataError(
+                f"batch {batch_id}: {', '.join(wrong)} of a lookup of {size} samples and {len(signs)} signs do not have the types "
+                f"and shapes that Shard.lookup expects (out: {out.dtype} {out.shape}, {len(offsets)} offsets, {width} floats wide)"
+            )
 
     def _give_up(self, touched: Sequence[Touched], first: int = 0) -> None:
         for (_, table), of in zip(self._tables[first:], touched, strict=False):

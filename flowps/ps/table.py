@@ -130,7 +130,7 @@ class TableStats:
     bytes               memory given to the table, whether touched yet or not
     lookups, pushes     training lookups and pushes
     inserted            rows created
-    evicted             rows given up for room, those beyond their time first
+    evicted             rows given up for room, those beyond their time among them
     expired             rows that have begun anew because they were beyond their time to live
     erased              rows given up by `erase`
     refused             sights of signs that were not admitted
@@ -191,7 +191,6 @@ class Table:
         self._kinds = np.array([_INITIALIZER[slot.initializer] for slot in slots], np.int32)
         self._scales = np.array([initial_scale(slot) for slot in slots], np.float32)
         self._lives = np.array([slot.ttl_steps for slot in slots], np.int64)
-        self._ttl = self._lives if self._lives.any() else np.empty(0, np.int64)
         self._admit_after = np.array([slot.admit_after for slot in slots], np.int64)
         self._admit_share = np.array([slot.admit_probability for slot in slots], np.float64)
         self._initial = self.optimizer.first_state(self.dim)
@@ -207,7 +206,8 @@ class Table:
         self._max_size = math.ceil(self._stripe_rows / LOAD) + 1
         self._index_lock, self._push_lock, self._small_lock = threading.Lock(), threading.Lock(), threading.Lock()
         self._in_flight: dict[int, int] = {}  # number of a lookup → its first stamp
-        self._begun: deque[tuple[int, int]] = deque()  # the same of lookups in the past, for times to live
+        # The same of lookups in the past, for each time to live.
+        self._begun: dict[int, deque[tuple[int, int]]] = {life: deque() for life in set(self._lives.tolist()) if life}
         self._next_stamp = 1
         self._lookups = self._pushes = self._dropped = self._unsound = 0
         self._last_unsound: tuple[str, int] | None = None
@@ -218,7 +218,7 @@ class Table:
             self._row_slots = _aligned_zeros(self.capacity_rows + 1, np.int32, allocate)
             self._free = _aligned_zeros(self._num_stripes * self._stripe_rows, np.int32, allocate)
             self._index = self._new_index(size, allocate)
-            self._sketch, self._sketch_width = self._new_sketch()
+            self._sketch, self._sketch_width = self._new_sketch(allocate)
         except MemoryError:
             row = self.stride * 4
             raise CapacityError(
@@ -264,7 +264,11 @@ class Table:
                 self._land(number)
                 self._give_back(buffers)
                 raise
-        self._pool(bags, places, buffers.rows, out)
+        try:
+            self._pool(bags, places, buffers.rows, out)
+        except BaseException:
+            self._land(number)
+            raise
         return Touched(bags, places, buffers, number, parts, unknown)
 
     def push(self, touched: Touched, grads: Float32, rate_scale: float = 1.0) -> int:
@@ -273,10 +277,10 @@ class Table:
         rate_scale   what the trainer's schedule multiplies the slots' learning rates by
         """
         bags, buffers, parts = touched.bags, touched.buffers, touched.parts
-        flat = grads.reshape(-1)
-        flat.flags.writeable = False  # some are (TensorFlow's), and the kernel is compiled for one kind of array
-        most = int((buffers.bounds[:parts, 1::2] - buffers.bounds[:parts, 0::2]).max(initial=0))
         try:
+            flat = grads.reshape(-1)
+            flat.flags.writeable = False  # some are (TensorFlow's), and the kernel is compiled for one kind of array
+            most = int((buffers.bounds[:parts, 1::2] - buffers.bounds[:parts, 0::2]).max(initial=0))
             with self._push_lock:
                 params = self._params.at(self._pushes, rate_scale)
 
@@ -467,7 +471,13 @@ class Table:
                 self._in_flight = {number: first - by for number, first in self._in_flight.items()}
             index_kernels.lower_stamps(self._index, np.uint64(by))
             self._next_stamp -= by
-            self._begun = deque((number, max(0, first - by)) for number, first in self._begun)
+            for life, begun in self._begun.items():
+                self._begun[life] = deque((number, max(0, first - by)) for number, first in begun)
+            if self._next_stamp + stamps > _MAX_STAMP:
+                raise CapacityError(
+                    f"a batch of the table of slots {self._names()} has been in flight for so long that lookups cannot be numbered "
+                    "any more; push it or give it up"
+                )
         self._lookups += 1
         with self._small_lock:
             self._in_flight[self._lookups] = self._next_stamp
@@ -485,17 +495,14 @@ class Table:
     def _valid(self, number: int, oldest: np.uint64) -> Uint64:
         """For each slot, the stamp below which a row has outlived its time in lookup `number`, uint64 [slots]; 0: never."""
         valid = np.zeros(len(self.slots), np.uint64)
-        longest = int(self._lives.max())
-        if longest:
+        for life, begun in self._begun.items():
             # First stamps of lookups in the past, so many that the time is exact to a thousandth.
-            if not self._begun or number - self._begun[-1][0] >= longest / _TTL_MARKS:
-                self._begun.append((number, self._in_flight[number]))
-            while len(self._begun) > 1 and self._begun[1][0] <= number - longest:
-                self._begun.popleft()
-            for k, life in enumerate(self._lives):
-                if life:
-                    passed = [first for begun, first in self._begun if begun <= number - int(life)]
-                    valid[k] = min(passed[-1], int(oldest)) if passed else 0
+            if not begun or number - begun[-1][0] >= life / _TTL_MARKS:
+                begun.append((number, self._in_flight[number]))
+            while len(begun) > 1 and begun[1][0] <= number - life:
+                begun.popleft()
+            if begun[0][0] <= number - life:
+                valid[self._lives == life] = min(begun[0][1], int(oldest))
         return valid
 
     def _take_buffers(self, num_signs: int) -> Buffers:
@@ -528,28 +535,37 @@ class Table:
             line[layout.CLOSED] = rows == 0
 
     def _borrow(self, stripe: int, newest: int, oldest: np.uint64, finder: _Finder) -> bool:
-        """Give a stripe whose rows are all in flight one of another stripe's. Returns whether there was any.
+        """Give a stripe whose rows are all in flight some of another stripe's. Returns whether there were any.
 
         Stripes own about equal parts of the rows, but a batch may need more of one. The index lock is held, and no part runs.
         """
         line = self._meta[stripe]
-        if line[layout.LIVE] >= line[layout.ROOM]:
+        if line[layout.LIVE] >= line[layout.ROOM] and self._size < self._max_size:
+            self._grow([stripe])
+        if line[layout.LIVE] >= line[layout.ROOM] or line[layout.FREE]:  # the latter: a run of entries that fills the stripe's pad
             return False
+        most = min(_MIN_GRANT, self._stripe_rows - int(line[layout.LIVE]))
         for other in np.argsort(self._meta[:, layout.LIVE]):
             lender = self._meta[other]
-            if lender[layout.FREE] == 0 and lender[layout.FRESH] < lender[layout.FRESH_END]:
-                lender[layout.FRESH_END] -= 1
-                row = lender[layout.FRESH_END]
-            elif other != stripe and eviction_kernels.make_room(
-                other, self._index, self._entries, np.uint64(self._bits), self._meta, self._free, np.uint64(newest), oldest,
-                self._row_slots, np.empty(0, np.uint64), finder.ages,
+            unused = int(lender[layout.FRESH_END] - lender[layout.FRESH])
+            if unused:
+                lent = min(most, unused)
+                lender[layout.FRESH_END] -= lent
+                rows = np.arange(lender[layout.FRESH_END], lender[layout.FRESH_END] + lent)
+            elif other != stripe and (
+                lender[layout.FREE] or eviction_kernels.make_room(
+                    other, self._index, self._entries, np.uint64(self._bits), self._meta, self._free, np.uint64(newest), oldest,
+                    self._row_slots, np.empty(0, np.uint64), finder.ages,
+                )
             ):  # fmt: skip
-                lender[layout.FREE] -= 1
-                row = self._free[lender[layout.FREE_AT] + lender[layout.FREE]]
+                lent = min(most, int(lender[layout.FREE]))
+                lender[layout.FREE] -= lent
+                top = lender[layout.FREE_AT] + lender[layout.FREE]
+                rows = self._free[top : top + lent].copy()
             else:
                 continue
-            self._free[line[layout.FREE_AT]] = row
-            line[layout.FREE] = 1
+            self._free[line[layout.FREE_AT] :][:lent] = rows
+            line[layout.FREE] = lent
             return True
         return False
 
@@ -568,6 +584,7 @@ class Table:
             ) from None
         old, self._index = self._index, larger
         self._set_size(size)
+        self._meta[:, layout.CLOSED] = 0  # those that still find no rows are closed again
         parts = min(self._team.size, self._num_stripes)
         stripes = np.linspace(0, self._num_stripes, parts + 1).astype(np.int64)
 
@@ -585,12 +602,12 @@ class Table:
     def _new_index(self, size: int, touch: bool) -> Uint64:
         return _aligned_zeros(2 * self._num_stripes * (size + layout.PAD), np.uint64, touch)
 
-    def _new_sketch(self) -> tuple[NDArray[np.uint8], int]:
+    def _new_sketch(self, touch: bool) -> tuple[NDArray[np.uint8], int]:
         """Counters for the sights of signs without a row, if any slot counts them: four lines of four to each row."""
         if (self._admit_after <= 1).all():
             return np.zeros(0, np.uint8), 0
         width = max(256, 4 * self._stripe_rows)
-        return np.zeros(self._num_stripes * 4 * width, np.uint8), width
+        return _aligned_zeros(self._num_stripes * 4 * width, np.uint8, touch), width
 
     def _names(self) -> str:
         names = [slot.name for slot in self.slots]

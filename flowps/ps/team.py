@@ -6,7 +6,7 @@ Parts must not wait for each other: they may run one after the other. Any thread
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Team:
@@ -25,8 +25,10 @@ class Team:
             for part in range(parts):
                 work(part)
             return
-        rest = [self._pool.submit(work, part) for part in range(1, parts)]
+        rest: list[Future[object]] = []
         try:
+            for part in range(1, parts):
+                rest.append(self._pool.submit(work, part))
             if parts:
                 work(0)
         finally:

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from flowps.batch import Batch, Float32
 from flowps.config import Config
-from flowps.errors import StoppedError
+from flowps.errors import ConfigError, StoppedError
 from flowps.status.event import Emit, Evaluated, Finished, Metrics
 from flowps.status.reporter import Reporter
 from flowps.status.run_status import RunStatus
@@ -91,6 +91,11 @@ class Trainer:
     """One run over `around`, for the model of `spec` and the knobs of `config`."""
 
     def __init__(self, spec: ModelSpec, config: Config, around: Surroundings) -> None:
+        knobs = config.trainer
+        if knobs.optimizer.lower() == "ftrl" and knobs.decay != "none" and not knobs.decay_to:
+            raise ConfigError(
+                "trainer.optimizer ftrl divides by the learning rate, which trainer.decay takes to 0; set trainer.decay_to"
+            )
         prepare_tensorflow(config)
         self._spec, self._config, self._around = spec, config, around
         self._step = Step(

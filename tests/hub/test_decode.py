@@ -559,3 +559,24 @@ def test_more_signs_than_offsets_can_number_are_refused(monkeypatch: pytest.Monk
     assert [len(batch.signs) for batch in cut(columns, None, [0, 2, 3])] == [4, 2]
     with pytest.raises(DataError, match=r"3 samples has 6 signs.*lower data\.batch_size"):
         cut(columns, None, [0, 3])
+
+
+def test_sequences_are_cut_to_their_length():
+    """With pooling none the first max_len values of each row stay, with their weights; nulls do not count."""
+    table = pa.table(
+        {
+            "label": [0, 1, 0],
+            "seen": pa.array([["a", None, "b", "c"], [], ["d"]]),
+            "strength": pa.array([[1.0, 9.0, 2.0, 3.0], [], [4.0]]),
+        }
+    )
+    slots = tuple(Slot(name="seen", pooling=pooling, max_len=2, weights="strength") for pooling in ("none", "sum"))
+    cut, whole = (
+        decode(table, Schema("label", (), (slot,), {n: table.schema.field(n).type for n in table.column_names}, {}), Dense(), "x")
+        .slots[0]
+        for slot in slots
+    )  # fmt: skip
+    assert whole.starts.tolist() == [0, 3, 3, 4]
+    assert cut.starts.tolist() == [0, 2, 2, 3]
+    assert cut.signs.tolist() == whole.signs[[0, 1, 3]].tolist()
+    assert cut.shares.tolist() == [1, 2, 4]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 
 from flowps.config import Slot
-from flowps.errors import CapacityError, UnknownBatchError
+from flowps.errors import CapacityError, DataError, UnknownBatchError
 from flowps.ps.shard import Shard
 from flowps.ps.table import Table
 from tests.ps import drawn, naive
@@ -255,6 +255,69 @@ def test_rows_come_in_chunks_that_survive_eviction() -> None:
     assert (later % 2 == 1).all()
     assert set(later.tolist()) | set(first.signs.tolist()) >= set(range(1, 1000, 2))
     assert len(set(later.tolist()) & set(first.signs.tolist())) == 0
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    """Kernels do not look where they read: a lookup or a push with other types or shapes is an error, and changes nothing."""
+    caller = Caller([drawn.slot("s", dim=4)], max_in_flight=1)
+    signs, offsets, one = np.array([1, 2], np.uint64), np.array([0, 1, 2], np.int32), np.array([0])
+    out = np.zeros((2, 4), np.float32)
+    bad: list[tuple[str, dict[str, Any]]] = [
+        ("signs", {"signs": signs.astype(np.int64)}),
+        ("signs", {"signs": np.array([1, 0, 2, 0], np.uint64)[::2]}),
+        ("offsets", {"offsets": offsets.astype(np.int64)}),
+        ("offsets", {"offsets": offsets[:2]}),
+        ("offsets", {"offsets": np.array([0, 1, 3], np.int32)}),
+        ("out", {"out": out.astype(np.float64)}),
+        ("out", {"out": out[:1]}),
+        ("out", {"out": out[:, :3].copy()}),
+        ("out", {"out": np.zeros((2, 8), np.float32)[:, ::2]}),
+        ("shares", {"shares": np.ones(1, np.float32)}),
+        ("shares", {"shares": np.ones(2)}),
+    ]
+    for name, wrong in bad:
+        given = {"signs": signs, "offsets": offsets, "out": out, "shares": None, **wrong}
+        with pytest.raises(DataError, match=f"batch 0: {name} of a lookup of 2 samples"):
+            caller.shard.lookup(0, given["signs"], given["offsets"], 2, one, one, given["out"], True, given["shares"])
+    assert caller.shard.num_rows == 0
+    caller.shard.lookup(0, signs, offsets, 2, one, one, out, training=True)
+    for grads in (out.astype(np.float64), out[:1], np.zeros((2, 5), np.float32)):
+        with pytest.raises(DataError, match=r"batch 0: a push has a gradient of .*expected float32 \(2, 4\)"):
+            caller.shard.push(0, grads)
+    assert caller.shard.push(0, out) == 2
+
+
+def test_a_batch_that_is_given_up_while_it_is_looked_up_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it pin its rows."""
+    caller = Caller([drawn.slot("s", dim=4)], max_in_flight=1)
+    lookup: Callable[..., Any] = Table.lookup
+
+    def given_up(table: Table, *args: Any, **kwargs: Any) -> Any:
+        found = lookup(table, *args, **kwargs)
+        caller.shard.forget(0)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "lookup", given_up)
+        caller.lookup(0, [[[1]]])
+    with pytest.raises(UnknownBatchError):
+        caller.shard.push(0, np.zeros((1, 4), np.float32))
+    assert not caller.shard._tables[0][1]._in_flight
+
+
+def test_a_lookup_that_fails_while_it_pools_pins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends it: its rows may go, and its number is free."""
+    caller = Caller([drawn.slot("s", dim=4)], max_in_flight=1)
+
+    def broken(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "_pool", broken)
+        with pytest.raises(MemoryError):
+            caller.lookup(0, [[[1]]])
+    assert not caller.shard._tables[0][1]._in_flight
+    caller.shard.push(0, caller.lookup(0, [[[1]]]))
 
 
 def test_forgetting_lets_rows_go() -> None:

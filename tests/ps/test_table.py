@@ -366,7 +366,19 @@ def test_a_long_time_is_measured_with_few_marks(monkeypatch: pytest.MonkeyPatch)
             before = table.stats().expired
             see(table, one_bag([7]))
             assert table.stats().expired - before == (life == 111)
-        assert len(table._begun) <= 13
+        assert len(table._begun[100]) <= 13
+
+
+def test_each_time_to_live_is_exact_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short one beside a long one in the same table."""
+    monkeypatch.setattr(table_module, "_TTL_MARKS", 10)
+    with table_of([drawn.slot("short", ttl_steps=5), drawn.slot("long", ttl_steps=100_000)], 100) as table:
+        for passed, expired in ((5, 0), (6, 1)):
+            see(table, [[[7]], [[8]]])
+            for _ in range(passed - 1):
+                see(table, [[[1]], [[2]]])
+            see(table, [[[7]], [[8]]])
+            assert table.stats().expired == expired
 
 
 def test_signs_are_admitted_after_some_sights() -> None:

@@ -1,12 +1,13 @@
 """numba kernels of the embedding table: arrays and scalars in, the caller allocates every output, no GIL, no Python objects.
 
 `vector` has the operations numba lacks; `draw` begins rows; `index` finds, creates and forgets signs; `pool` reads rows; `step` is
-one optimizer step of one row and `update` that of a batch. Each has a slow numpy twin in `tests/ps/naive.py`. Imports nothing of
+one optimizer step of one row and `update` that of a batch. Each has a slow numpy twin in `tests/ps/naive.py` or
+`tests/ps/twins.py`. Imports nothing of
 flowps.
 
 Layout shared by all of them:
 
-    index    one array of (sign, row + 1 | stamp << 32), in stripes: see `index`
+    index    one array of (sign, row + 1 | stamp << 31), in stripes: see `layout`
     arena    float32 [(capacity + 1) * stride]: row r starts at r * stride: `dim` weights, then the optimizer's state
     weights  the arena seen as what weights are stored in: float32, or 16 bits, `widening` = 2 of them to each float of the arena
     rows     int32: the row of each sign of a batch; the last row of the arena, `none`, is zeros and stands for signs without one

@@ -11,6 +11,7 @@ from flowps.ps.kernels.vector import random_word
 _U0, _U1, _U11, _U32 = (np.uint64(n) for n in (0, 1, 11, 32))
 _LOW32 = np.uint64(0xFFFFFFFF)
 _UNIT = 2.0**-53
+_ADMISSION = np.uint64(0xD1B54A32D192ED03)  # keeps these numbers apart from those of first weights
 
 
 @kernel
@@ -22,7 +23,7 @@ def is_admitted(sign, stripe, sketch, width, meta, seed, now, after, share):
     """
     if after > 1 and _sight(sketch, stripe, width, sign, meta) < after:
         return False
-    return share >= 1.0 or np.float64(np.int64(random_word(sign ^ seed, now) >> _U11)) * _UNIT < share
+    return share >= 1.0 or np.float64(np.int64(random_word(sign ^ seed ^ _ADMISSION, now) >> _U11)) * _UNIT < share
 
 
 @kernel

@@ -1,7 +1,7 @@
 """One step of one row: the optimizers.
 
 An optimizer is a tag, a named tuple whose type decides at compile time which code a push becomes (tuples of two types compare
-equal when their codes are). Element by element ones are
+equal when their codes are). Those that go element by element are
 written once, as `move` of lanes (`vector`), and run 16, 8 and 1 wide; those that look at a row as a whole write `step_row`.
 
     params   float32 [slots, NUM_PARAMS], one line per slot, names below

@@ -24,6 +24,7 @@ _FLOAT, _HALF = ir.FloatType(), ir.HalfType()
 _BIT, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MAX_FLOAT16 = 65504.0
+_STORED = (types.float32, types.uint16, types.int16)
 
 
 class Vector(types.Type):
@@ -86,7 +87,7 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, element
 @intrinsic
 def load_as(typing: Any, like: Any, array: Any, at: Any) -> Any:
     """The lanes of `array` from element `at` on."""
-    if not _is_lanes(like):
+    if not _is_lanes(like) or array.dtype not in _STORED:
         return None
     width, dtype = _width(like), array.dtype
 
@@ -141,7 +142,7 @@ def _store(context: Any, builder: Any, kind: Any, array: Any, at: Any, lanes: An
 @intrinsic
 def store_as(typing: Any, array: Any, at: Any, lanes: Any) -> Any:
     """Write `lanes` to `array` from element `at` on, rounded to nearest where the array is narrower."""
-    if not _is_lanes(lanes):
+    if not _is_lanes(lanes) or array.dtype not in _STORED:
         return None
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -276,18 +277,6 @@ def _elementwise(name: str, num_args: int, doc: str) -> Any:
 root = _elementwise("sqrt", 1, "Square roots.")
 larger = _elementwise("maxnum", 2, "The larger of each pair.")
 smaller = _elementwise("minnum", 2, "The smaller of each pair.")
-
-
-@intrinsic
-def choose(typing: Any, condition: Any, yes: Any, no: Any) -> Any:
-    """`yes` if `condition` else `no`, without a branch."""
-    if not _is_lanes(yes) or yes != no:
-        return None
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(builder.trunc(args[0], _BIT) if args[0].type != _BIT else args[0], args[1], args[2])
-
-    return yes(types.boolean, yes, yes), codegen
 
 
 @intrinsic
