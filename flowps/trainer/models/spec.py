@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from flowps.errors import ModelError
 
@@ -95,7 +96,7 @@ class ModelSpec:
     def mask(self, lengths: Any, name: str) -> Any:
         """Which vectors of a slot with pooling none are there, bool [batch, max_len]; `lengths` as in `inputs`."""
         at, slot = next((k, slot) for k, slot in enumerate(self.sequences) if slot.name == name)
-        return keras.ops.arange(slot.max_len) < lengths[:, at : at + 1]
+        return keras.ops.less(np.arange(slot.max_len, dtype=np.int32), lengths[:, at : at + 1])
 
     def stacked(self, embeddings: Any) -> Any:
         """The vectors as [batch, slot, dim]. Raises ModelError unless all slots are pooled and have one dim."""
