@@ -166,7 +166,8 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         return f"slots only there: {sorted(there.keys() - now.keys())[:5]}, only now: {sorted(now.keys() - there.keys())[:5]}"
     for name, slot in now.items():
         earlier = {"weights": "", **there[name]}  # runs from before there were weights do not name them
-        for setting in ("type", "seed", "dim", "pooling", "hash_size", "optimizer", "weights"):
+        lengths = ("max_len",) if slot["pooling"] == "none" else ()
+        for setting in ("type", "seed", "dim", "pooling", "hash_size", "optimizer", "weights", *lengths):
             if earlier.get(setting) != slot[setting]:
                 return f"slot {name!r}: {setting} {earlier.get(setting)!r} there, {slot[setting]!r} now"
     return None if list(there) == list(now) else "slots in another order"

@@ -61,6 +61,16 @@ OTHERS: dict[str, tuple[Callable[[], Schema], str]] = {
 }
 
 
+@pytest.mark.parametrize(("pooling", "is_refused"), [("none", True), ("sum", False)])
+def test_the_length_of_a_sequence_is_part_of_the_model(tmp_path: Path, pooling: str, is_refused: bool) -> None:
+    take(tmp_path / "run", schema(pooling=pooling, max_len=5))
+    if not is_refused:
+        take(tmp_path / "run", schema(pooling=pooling, max_len=6))
+        return
+    with pytest.raises(RunDirError, match="slot 'a': max_len 5 there, 6 now"):
+        take(tmp_path / "run", schema(pooling=pooling, max_len=6))
+
+
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_run_with_another_schema_is_refused_and_left_as_it_is(tmp_path: Path, other: str) -> None:
     make, found = OTHERS[other]

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from flowps.batch import Batch, Float32
 from flowps.config import Config, Net, Slot, Status
 from flowps.config import Trainer as TrainerKnobs
-from flowps.errors import DataError, ModelError, StoppedError
+from flowps.errors import ConfigError, DataError, ModelError, StoppedError
 from flowps.ps.client import PsClient
 from flowps.ps.placement import place
 from flowps.ps.shard import Shard
@@ -136,6 +136,30 @@ def make_config(epochs: int = 1, in_flight: int = 3, print_interval: int = 1_000
 
 
 # --- a whole run ----------------------------------------------------------------------------------------------------------
+
+
+def test_pushes_carry_the_schedule():
+    """Warm-up over two steps, then down to a quarter over four: each push has the factor of its own step."""
+    world, scales = World(make_batches(8)), []
+
+    def push(ticket: int, gradient: Float32, rate_scale: float) -> None:
+        scales.append(rate_scale)
+        world.push(ticket, gradient, rate_scale)
+
+    knobs = msgspec.structs.replace(
+        make_config().trainer, warmup_steps=2, decay="linear", decay_steps=4, decay_to=0.25
+    )  # fmt: skip
+    world.run(msgspec.structs.replace(make_config(), trainer=knobs), push=push)
+    np.testing.assert_allclose(scales, [0.5, 1, 1, 0.8125, 0.625, 0.4375, 0.25, 0.25])
+
+
+def test_a_dense_optimizer_that_divides_by_the_rate_is_not_scheduled_to_zero():
+    knobs = msgspec.structs.replace(make_config().trainer, optimizer="ftrl", decay="cosine")
+    with pytest.raises(ConfigError, match=r"ftrl divides by the learning rate, which trainer\.decay takes to 0"):
+        World(make_batches(1)).run(msgspec.structs.replace(make_config(), trainer=knobs))
+    world = World(make_batches(2))
+    world.run(msgspec.structs.replace(make_config(), trainer=msgspec.structs.replace(knobs, decay_to=0.1)))
+    assert len(world.pushes) == 2
 
 
 def test_every_batch_of_every_epoch_is_looked_up_stepped_and_pushed_once_and_in_order():
