@@ -64,7 +64,7 @@ class Workload:
         drawn = [next(self.bench.source) for _ in range(NUM_BATCHES)]
         columns = self.bench.positions * 16
         self.bags = [Bags(batch.signs, batch.offsets, self.bench.shape.size, self.bench.positions, columns) for batch in drawn]
-        self.places = [np.append(bags.starts, len(bags.signs)) for bags in self.bags]
+        self.places = [bags.places for bags in self.bags]
         self.rows = [self.bench.places(batch)[0] for batch in drawn]
 
     def find(self, b: int) -> None:
@@ -77,7 +77,7 @@ class Workload:
         bags, table = self.bags[b], self.table
         buffers, number = table._take_buffers(len(bags.signs)), table._begin(2 * len(bags.signs))
         begin = time.thread_time()
-        table._find_or_create(bags.signs, bags.starts, bags.stops, self.places[b], buffers, number, 1)
+        table._find_or_create(bags, self.places[b], buffers, number, 1)
         seconds = time.thread_time() - begin
         table._land(number)
         table._give_back(buffers)
@@ -85,8 +85,7 @@ class Workload:
 
     def push(self, b: int) -> float:
         """The push of a lookup that is not timed; its rows have just been pooled, as in training."""
-        touched = self.table.lookup(self.bags[b], self.bench.out, create=True)
-        assert touched is not None
+        touched = self.table.lookup(self.bags[b], self.bench.out)
         begin = time.thread_time()
         self.table.push(touched, self.bench.grads)
         return time.thread_time() - begin

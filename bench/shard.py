@@ -22,7 +22,7 @@ from flowps.config import Slot
 from flowps.ps.kernels import kernel
 from flowps.ps.kernels.vector import fill, lanes16, load_as, prefetch, root, store_as
 from flowps.ps.shard import Shard
-from flowps.ps.table import _aligned_zeros
+from flowps.ps.table import Bags, aligned_empty
 from flowps.ps.team import Team
 
 DIM, STRIDE = 16, 32
@@ -72,7 +72,7 @@ class Bench:
         self.team = Team(threads, "bench")
         self.positions = np.arange(len(slots))
         self.width = len(slots) * DIM
-        self.out = _aligned_zeros(self.shape.size * self.width, np.float32, True).reshape(self.shape.size, self.width)
+        self.out = aligned_empty((self.shape.size, self.width))
         self.grads = np.full_like(self.out, 1e-3)
         self.source = workload.draw(self.shape)
         self.inserts: list[float] = []
@@ -130,11 +130,11 @@ class Bench:
     def places(self, batch: workload.SignBatch) -> tuple[np.ndarray, np.ndarray]:
         """The rows of a batch's signs, created where they are new, and the bounds of its bags."""
         (_, table), *_ = self.shard._tables
-        starts, stops = batch.offsets[: -1 : self.shape.size].astype(np.int64), batch.offsets[self.shape.size :: self.shape.size]
-        places, buffers = np.append(starts, len(batch.signs)), table._take_buffers(len(batch.signs))
+        bags = Bags(batch.signs, batch.offsets, self.shape.size, self.positions, self.positions * DIM)
+        buffers = table._take_buffers(len(batch.signs))
         with table._index_lock:
             number = table._begin(2 * len(batch.signs))
-            table._find_or_create(batch.signs, starts, stops.astype(np.int64), places, buffers, number, 1)
+            table._find_or_create(bags, bags.places, buffers, number, 1)
         table._land(number)
         rows = buffers.rows[: len(batch.signs)].copy()
         table._give_back(buffers)

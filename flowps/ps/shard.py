@@ -60,6 +60,7 @@ class Shard:
         allocate: Sequence[bool] = (),
     ) -> None:  # fmt: skip
         self._slots = tuple(slots)
+        self._widths = np.array([slot.width for slot in slots], np.int64)
         self._max_in_flight = max_in_flight
         self._team = Team(threads, "flowps-ps")
         self._lock = threading.Lock()
@@ -106,15 +107,13 @@ class Shard:
         ]
         if not training:
             for table, of in bags:
-                table.lookup(of, out, create=False)
+                table.read(of, out)
             return
         self._reserve(batch_id)
         touched: list[Touched] = []
         try:
             for table, of in bags:
-                found = table.lookup(of, out, create=True)
-                assert found is not None
-                touched.append(found)
+                touched.append(table.lookup(of, out))
         except BaseException:
             self._give_up(touched)
             with self._lock:
@@ -203,7 +202,7 @@ class Shard:
         out: Float32, shares: Float32 | None,
     ) -> None:  # fmt: skip
         """Refuse arrays that do not fit together: kernels do not look where they read and write."""
-        width = max((int(column) + slot.width for column, slot in zip(columns, self._slots, strict=True)), default=0)
+        width = int((columns + self._widths).max(initial=0))
         last = int(positions.max(initial=-1)) + 1
         in_place = out.dtype == np.float32 and out.flags.c_contiguous
         fits = {

@@ -98,6 +98,11 @@ class Bags:
         """One past the last sign of each slot."""
         return self.offsets[(self.positions + 1) * self.size].astype(np.int64)
 
+    @property
+    def places(self) -> Int64:
+        """int64 [k + 1]: where each slot's rows stand when the table's are put one after the other."""
+        return np.concatenate([[0], np.cumsum(self.stops - self.starts)])
+
 
 class Buffers:
     """Arrays of one lookup that its push needs, used again by later lookups: see `kernels.index.find_or_create`."""
@@ -239,27 +244,30 @@ class Table:
         """Rows held."""
         return int(self._meta[:, layout.LIVE].sum())
 
-    def lookup(self, bags: Bags, out: Float32, create: bool) -> Touched | None:
-        """Write the pooled vector of every bag to `out` (float32 [size, width]).
+    def read(self, bags: Bags, out: Float32) -> None:
+        """Write the pooled vector of every bag to `out` (float32 [size, width]), for an evaluation.
 
-        With `create`, a new sign gets a row, and what the push needs is returned: it must come to `push` or `forget`. Without, a
-        sign that has no row reads zeros, nothing changes, not even a row's recency, and nothing is returned.
+        A sign that has no row reads zeros. Nothing changes, not even a row's recency.
         """
-        starts, stops = bags.starts, bags.stops
-        places = np.zeros(len(starts) + 1, np.int64)
-        np.cumsum(stops - starts, out=places[1:])
+        places = bags.places
         buffers = self._take_buffers(int(places[-1]))
-        if not create:
-            with self._index_lock:
-                self._find(bags.signs, starts, stops, places, buffers.rows)
-                self._pool(bags, places, buffers.rows, out)
-            self._give_back(buffers)
-            return None
+        with self._index_lock:
+            self._find(bags.signs, bags.starts, bags.stops, places, buffers.rows)
+            self._pool(bags, places, buffers.rows, out)
+        self._give_back(buffers)
+
+    def lookup(self, bags: Bags, out: Float32) -> Touched:
+        """Write the pooled vector of every bag to `out` (float32 [size, width]), for a step.
+
+        A new sign gets a row. What the push needs is returned: it must come to `push` or `forget`.
+        """
+        places = bags.places
+        buffers = self._take_buffers(int(places[-1]))
         parts = self._parts(int(places[-1]), self._num_stripes)
         with self._index_lock:
             number = self._begin(parts * (int(places[-1]) + 2))
             try:
-                unknown = self._find_or_create(bags.signs, starts, stops, places, buffers, number, parts)
+                unknown = self._find_or_create(bags, places, buffers, number, parts)
             except BaseException:
                 self._land(number)
                 self._give_back(buffers)
@@ -393,10 +401,9 @@ class Table:
         bounds[0], bounds[-1] = 0, len(starts)
         self._team.run(work, parts)
 
-    def _find_or_create(
-        self, signs: Uint64, starts: Int64, stops: Int64, places: Int64, buffers: Buffers, number: int, parts: int
-    ) -> int:  # fmt: skip
+    def _find_or_create(self, bags: Bags, places: Int64, buffers: Buffers, number: int, parts: int) -> int:
         """Returns the number of signs that got no row. The index lock is held."""
+        starts, stops = bags.starts, bags.stops
         first_stamp, oldest = self._in_flight[number], self._oldest()
         valid = self._valid(number, oldest)
         valid_of_slot = valid if valid.any() else valid[:0]
@@ -409,7 +416,7 @@ class Table:
             it = finders[part]
             while reasons[part] != index_kernels.DONE:
                 reasons[part] = index_kernels.find_or_create(
-                    signs, starts, stops, places, part, parts, valid, buffers.rows, buffers.ordinals, buffers.distinct,
+                    bags.signs, starts, stops, places, part, parts, valid, buffers.rows, buffers.ordinals, buffers.distinct,
                     buffers.bounds[part], self._index, self._entries, np.uint64(self._bits), self._meta, self._free, first_stamp,
                     oldest, self._none, it.mine, it.homes, it.pending, it.ages, it.progress, self._numbers, self._row_slots,
                     valid_of_slot, self._arena, self._weights, self.dim, self.stride, self._widening, self._initial, self._kinds,
@@ -445,8 +452,8 @@ class Table:
         parts = min(self._parts(int(places[-1])), bags.size)
         bounds = np.linspace(0, bags.size, parts + 1).astype(np.int64)
         flat = out.reshape(-1)
-        lines = (out.ctypes.data, *(4 * bags.columns), 4 * out.shape[1])
-        streaming = all(place % _LINE_BYTES == 0 for place in lines)
+        floats = _LINE_BYTES // 4
+        streaming = not (out.ctypes.data % _LINE_BYTES or out.shape[1] % floats or (bags.columns % floats).any())
 
         def work(part: int) -> None:
             pool_kernels.pool(
@@ -658,16 +665,20 @@ def row_bytes(slot: Slot) -> int:
 
 def aligned_empty(shape: tuple[int, int]) -> Float32:
     """float32 that start on a cache line, C-contiguous, of any value."""
-    raw = np.empty(shape[0] * shape[1] + _LINE_BYTES // 4, np.float32)
-    first = (-raw.ctypes.data % _LINE_BYTES) // 4
-    return raw[first : first + shape[0] * shape[1]].reshape(shape)
+    count = shape[0] * shape[1]
+    return _from_line_on(np.empty(count + _LINE_BYTES // 4, np.float32), count).reshape(shape)
 
 
 def _aligned_zeros(count: int, kind: type[np.generic], touch: bool) -> NDArray[Any]:
     """Zeros that start on a cache line; `touch`: with their memory behind them."""
     size = np.dtype(kind).itemsize
     raw = np.zeros(count + _LINE_BYTES // size, kind)
-    first = (-raw.ctypes.data % _LINE_BYTES) // size
     if touch:
         raw[:: 4096 // size] = 0
+    return _from_line_on(raw, count)
+
+
+def _from_line_on(raw: NDArray[Any], count: int) -> NDArray[Any]:
+    """`count` elements of an array that has a cache line more, from its first cache line on."""
+    first = (-raw.ctypes.data % _LINE_BYTES) // raw.itemsize
     return raw[first : first + count]

@@ -58,8 +58,7 @@ def one_bag(signs: Any) -> drawn.Bags:
 def look_up(table: Table, of: drawn.Bags) -> tuple[Touched, Float32]:
     """A training lookup: what its push needs, and the pooled buffer, float32 [size, width]."""
     out = np.full((len(of[0]), sum(slot.width for slot in table.slots)), np.nan, np.float32)
-    touched = table.lookup(bags_at(of, table.slots), out, create=True)
-    assert touched is not None
+    touched = table.lookup(bags_at(of, table.slots), out)
     return touched, out
 
 
@@ -73,7 +72,7 @@ def see(table: Table, of: drawn.Bags) -> Float32:
 def read(table: Table, of: drawn.Bags) -> Float32:
     """A lookup of an evaluation."""
     out = np.full((len(of[0]), sum(slot.width for slot in table.slots)), np.nan, np.float32)
-    assert table.lookup(bags_at(of, table.slots), out, create=False) is None
+    table.read(bags_at(of, table.slots), out)
     return out
 
 

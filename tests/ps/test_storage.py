@@ -26,31 +26,17 @@ SIGNS = [0, 2**64 - 1, 2**63, *(naive.mix(k) for k in range(1, 5))]
 
 
 @numba.njit
-def _round_all(wide, out):
-    """Lanes of all three widths, until nothing is left."""
+def _copy_all(source, to):
+    """What is loaded from one storage, stored in another: lanes of all three widths, until nothing is left."""
     d = 0
-    while d + 16 <= len(wide):
-        store_as(out, d, load_as(lanes16(), wide, d))
+    while d + 16 <= len(source):
+        store_as(to, d, load_as(lanes16(), source, d))
         d += 16
-    while d + 8 <= len(wide):
-        store_as(out, d, load_as(lanes8(), wide, d))
+    while d + 8 <= len(source):
+        store_as(to, d, load_as(lanes8(), source, d))
         d += 8
-    while d < len(wide):
-        store_as(out, d, load_as(lane(), wide, d))
-        d += 1
-
-
-@numba.njit
-def _widen_all(narrow, out):
-    d = 0
-    while d + 16 <= len(narrow):
-        store_as(out, d, load_as(lanes16(), narrow, d))
-        d += 16
-    while d + 8 <= len(narrow):
-        store_as(out, d, load_as(lanes8(), narrow, d))
-        d += 8
-    while d < len(narrow):
-        store_as(out, d, load_as(lane(), narrow, d))
+    while d < len(source):
+        store_as(to, d, load_as(lane(), source, d))
         d += 1
 
 
@@ -67,7 +53,7 @@ def to_nearest(storage: str, values: Any) -> np.ndarray:
     """What `store_as` keeps of the values, float32."""
     wide = np.array(values, np.float32)
     out = np.zeros(len(wide), ELEMENT[storage])
-    _round_all(wide, out)
+    _copy_all(wide, out)
     return out if storage == "float32" else twins.bits_as_float32(storage, out.view(np.uint16))
 
 
@@ -91,7 +77,7 @@ def test_all_stored_numbers_widen_to_what_they_stand_for(storage: str) -> None:
     """All 65,536 patterns, infinities and those that are not numbers among them."""
     bits = np.arange(1 << 16).astype(np.uint16)
     out = np.zeros(len(bits), np.float32)
-    _widen_all(bits.view(ELEMENT[storage]), out)
+    _copy_all(bits.view(ELEMENT[storage]), out)
     np.testing.assert_array_equal(out, twins.bits_as_float32(storage, bits))
 
 
@@ -207,7 +193,7 @@ def twins_bits(storage: str, values: Any) -> np.ndarray:
     """The bits of numbers that are stored exactly."""
     wide = np.array(values, np.float32)
     out = np.zeros(len(wide), ELEMENT[storage])
-    _round_all(wide, out)
+    _copy_all(wide, out)
     return out.view(np.uint16)
 
 

@@ -74,7 +74,7 @@ class TableMachine(RuleBasedStateMachine):
         pinned = set().union(*self.recent, *self.failed) | signs
         before = self.table.stats()
         try:
-            touched = self.table.lookup(bags, out, create=True)
+            touched = self.table.lookup(bags, out)
         except CapacityError:
             # Only where what is in flight fills a stripe; the bound of a stripe is not below that of its share of the rows.
             assert len(pinned) > self.table.capacity_rows // (2 * self.table._num_stripes)
@@ -82,7 +82,6 @@ class TableMachine(RuleBasedStateMachine):
             if self.recent:
                 self.failed[-1] |= signs
             return
-        assert touched is not None
         self.adopt(signs, self.table.stats().evicted - before.evicted)
         assert signs <= self.twin.rows.keys()
         self.expect(out, of)
@@ -112,7 +111,7 @@ class TableMachine(RuleBasedStateMachine):
     def evaluate(self, data: st.DataObject, size: int) -> None:
         of = self.bags(data, size)
         out, stamps = np.full((size, self.width), np.nan, np.float32), self.table.entries()[2]
-        assert self.table.lookup(bags_at(of, self.twin.slots, self.positions), out, create=False) is None
+        self.table.read(bags_at(of, self.twin.slots, self.positions), out)
         self.expect(out, of)
         np.testing.assert_array_equal(self.table.entries()[2], stamps)
 
@@ -502,8 +501,7 @@ def test_any_number_of_threads_gives_the_same_bits(dim: int, storage: str) -> No
                         random.uniform(0, 2, len(bags.signs)).astype(np.float32),
                     )  # fmt: skip
                 out = np.zeros((40, 5 * dim), np.float32)
-                touched = table.lookup(bags, out, create=True)
-                assert touched is not None
+                touched = table.lookup(bags, out)
                 outs.append(out.tobytes())
                 table.push(touched, random.uniform(-1, 1, out.shape).astype(np.float32))
             check(table)
@@ -566,6 +564,21 @@ def test_stamps_start_again_before_they_run_out(monkeypatch: pytest.MonkeyPatch)
         assert 5 in rows_of(table)
         assert 7 not in rows_of(table)
         assert table._next_stamp < 300
+        check(table)
+
+
+def test_a_batch_in_flight_for_ever_ends_the_numbering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it pins cannot be made older: a lookup that has no numbers left is refused, and goes on once the batch has landed."""
+    monkeypatch.setattr(table_module, "_MAX_STAMP", 100)
+    with table_of([drawn.slot("user_id")], 40) as table:
+        kept, _ = look_up(table, one_bag([7]))
+        for _ in range(30):  # each lookup of one sign takes three numbers
+            see(table, one_bag([5]))
+        with pytest.raises(CapacityError, match="table of slots user_id has been in flight for so long"):
+            see(table, one_bag(range(100, 120)))
+        table.forget(kept)
+        for _ in range(200):
+            see(table, one_bag([5]))
         check(table)
 
 
