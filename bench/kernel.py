@@ -75,11 +75,11 @@ class Workload:
     def find_or_create(self, b: int) -> float:
         """As a training lookup does. Returns seconds, without what must be done around it."""
         bags, table = self.bags[b], self.table
-        buffers, number = table._take_buffers(len(bags.signs)), table._begin(2 * len(bags.signs))
+        buffers, number = table._take_buffers(len(bags.signs)), table.recency.begin(2 * len(bags.signs), table._lower)
         begin = time.thread_time()
         table._find_or_create(bags, self.places[b], buffers, number, 1)
         seconds = time.thread_time() - begin
-        table._land(number)
+        table.recency.land(number)
         table._give_back(buffers)
         return seconds
 
@@ -115,7 +115,7 @@ def variants(work: Workload) -> dict[str, Callable[[int], float]]:
     pooling = timed(lambda b: table._pool(work.bags[b], work.places[b], work.rows[b], out))
     unaligned = np.zeros(out.size + 1, np.float32)[1:].reshape(out.shape)
     found = {
-        "gather floor": timed(lambda b: gather(work.rows[b], bounds[b], 0, len(bounds[b]) - 1, table._arena, flat)),
+        "gather floor": timed(lambda b: gather(work.rows[b], bounds[b], 0, len(bounds[b]) - 1, table.memory.arena, flat)),
         "find, as in an evaluation": timed(work.find),
         f"find_or_create (AHEAD {index.AHEAD})": work.find_or_create,
         "pool": pooling,
@@ -124,7 +124,7 @@ def variants(work: Workload) -> dict[str, Callable[[int], float]]:
         "push (Adagrad)": work.push,
         "push, any dim": patched(update, "push", like(update.push, FAST_DIM=0), work.push),
         "scatter floor": timed(
-            lambda b: scatter(work.rows[b], bounds[b], 0, len(bounds[b]) - 1, table._arena, grads, np.float32(1e-6))
+            lambda b: scatter(work.rows[b], bounds[b], 0, len(bounds[b]) - 1, table.memory.arena, grads, np.float32(1e-6))
         ),
     }
     others = {

@@ -41,8 +41,8 @@ from numpy.typing import NDArray
 from bench import machine, workload
 from flowps.batch import Float32, Uint64
 from flowps.config import Slot
+from flowps.ps.memory import aligned_empty
 from flowps.ps.shard import Shard
-from flowps.ps.table import aligned_empty
 from flowps.ps.team import Team
 
 DIM = 16

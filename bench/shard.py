@@ -21,8 +21,9 @@ from bench import machine, workload
 from flowps.config import Slot
 from flowps.ps.kernels import kernel
 from flowps.ps.kernels.vector import fill, lanes16, load_as, prefetch, root, store_as
+from flowps.ps.memory import aligned_empty
 from flowps.ps.shard import Shard
-from flowps.ps.table import Bags, aligned_empty
+from flowps.ps.table import Bags
 from flowps.ps.team import Team
 
 DIM, STRIDE = 16, 32
@@ -123,8 +124,8 @@ class Bench:
                 rows, bounds, cuts = at
                 return lambda: self.team.run(lambda p: loop(rows, bounds, cuts[p], cuts[p + 1], *rest), self.team.size)
 
-            timed("floor_lookup", in_parts(gather, table._arena, flat_out))
-            timed("floor_push", in_parts(scatter, table._arena, flat_grads, np.float32(1e-6)))
+            timed("floor_lookup", in_parts(gather, table.memory.arena, flat_out))
+            timed("floor_push", in_parts(scatter, table.memory.arena, flat_grads, np.float32(1e-6)))
         return {key: np.array(values[_WARM_UP:]) for key, values in found.items()}
 
     def places(self, batch: workload.SignBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -133,9 +134,9 @@ class Bench:
         bags = Bags(batch.signs, batch.offsets, self.shape.size, self.positions, self.positions * DIM)
         buffers = table._take_buffers(len(batch.signs))
         with table._index_lock:
-            number = table._begin(2 * len(batch.signs))
+            number = table.recency.begin(2 * len(batch.signs), table._lower)
             table._find_or_create(bags, bags.places, buffers, number, 1)
-        table._land(number)
+        table.recency.land(number)
         rows = buffers.rows[: len(batch.signs)].copy()
         table._give_back(buffers)
         return rows, batch.offsets.astype(np.int64)

@@ -15,8 +15,8 @@ from flowps.hub.decode import Dense
 from flowps.hub.partition import Partition, SampleFile, list_files, partitions
 from flowps.hub.schema import Schema, check_same, infer
 from flowps.hub.stream import ReadSpec
+from flowps.ps.memory import MAX_ROWS, row_bytes
 from flowps.ps.placement import Placement, place
-from flowps.ps.table import MAX_ROWS, row_bytes
 
 _LEAST_ROWS = 1024  # a slot's automatic share of memory below this is no embedding table any more
 _GIB = 2.0**30

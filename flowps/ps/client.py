@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowps.batch import Batch, Float32
+from flowps.ps.memory import aligned_empty
 from flowps.ps.placement import Placement
 from flowps.ps.shard import Shard
-from flowps.ps.table import aligned_empty
 from flowps.ps.team import Team
 
 

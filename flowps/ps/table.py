@@ -1,6 +1,8 @@
 """`Table`: the rows of all slots that share dim, optimizer and storage; an arena of rows and an index over their signs.
 
-Covers memory, growth, eviction, and the calls into the kernels. Does not know batches' ids (shard) or where slots live (placement).
+Covers lookups, pushes and reads: the locks around the kernels, and how threads share their work. `memory` has the arrays and who
+owns which part of them, `recency` what is in flight and what is old. Does not know batches' ids (shard) or where slots live
+(placement).
 
 Threads: any thread may call any method. Two locks, both held while kernels run (without the GIL), never while waiting for
 another batch:
@@ -19,10 +21,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,22 +37,14 @@ from flowps.ps.kernels import index as index_kernels
 from flowps.ps.kernels import layout
 from flowps.ps.kernels import pool as pool_kernels
 from flowps.ps.kernels import update as update_kernels
+from flowps.ps.memory import LINE_BYTES, Memory, aligned_empty, names
+from flowps.ps.recency import Recency
 from flowps.ps.team import Team
 
 Int64 = NDArray[np.int64]
 
-MAX_ROWS = (1 << 31) - 2  # a row's number, plus one, fits 31 bits
-LOAD = 0.6  # at most 1.75 entries looked at per known sign and 3.6 per new one, on average (Knuth, TAOCP 3, 6.4)
 MIN_PART = 16_384  # signs for which another thread pays
-_FIRST_SIZE = 1 << 16  # entries an index begins with that grows
-_GROWTH = 1.5
-_STRIPE_ROWS, _MAX_STRIPE_BITS = 16_384, 6  # the least rows a stripe has, the most stripes
-_MIN_GRANT = 64  # rows
-_ENTRY_BYTES = 16
-_LINE_BYTES = 64  # a cache line; rows start on one when dim allows
-_MAX_STAMP = (1 << 33) - 1
 _MAX_ORDINAL = (1 << 31) - 1
-_TTL_MARKS = 1024  # moments of the past that a time-to-live is measured with
 _POOLING = {"sum": pool_kernels.SUM, "mean": pool_kernels.MEAN, "sqrtn": pool_kernels.SQRTN, "none": pool_kernels.NONE}
 _INITIALIZER = {
     "zeros": draw_kernels.CONSTANT,
@@ -60,12 +52,6 @@ _INITIALIZER = {
     "uniform": draw_kernels.UNIFORM,
     "normal": draw_kernels.NORMAL,
     "truncated_normal": draw_kernels.TRUNCATED_NORMAL,
-}
-# What weights are stored in, as the kernels know it by the array's type; and how many fit into a float.
-_STORAGE: dict[str, tuple[type[np.generic], int]] = {
-    "float32": (np.float32, 1),
-    "bfloat16": (np.uint16, 2),
-    "float16": (np.int16, 2),
 }
 _NO_SHARES = np.empty(0, np.float32)
 
@@ -185,9 +171,6 @@ class Table:
         self.dim = slots[0].dim
         self.optimizer = optimizer.of_slot(slots[0])
         self.state_width = self.optimizer.state_width(self.dim)
-        kind, self._widening = _STORAGE[slots[0].storage]
-        self.stride = -(-self.dim // self._widening) + self.state_width
-        self.capacity_rows = min(capacity_rows, MAX_ROWS)
         self._team = team or Team(1, "")
         self._slot_ids = np.array(slot_ids, np.int32)
         self._numbers = np.arange(len(slots), dtype=np.int32)
@@ -195,46 +178,16 @@ class Table:
         self._lengths = np.array([slot.max_len for slot in slots], np.int64)
         self._kinds = np.array([_INITIALIZER[slot.initializer] for slot in slots], np.int32)
         self._scales = np.array([initial_scale(slot) for slot in slots], np.float32)
-        self._lives = np.array([slot.ttl_steps for slot in slots], np.int64)
         self._admit_after = np.array([slot.admit_after for slot in slots], np.int64)
         self._admit_share = np.array([slot.admit_probability for slot in slots], np.float64)
         self._initial = self.optimizer.first_state(self.dim)
         self._params = optimizer.Params(slots)
         self._seed = np.uint64(seed)
-        self._none = np.int32(self.capacity_rows)
-        self._bits = min(_MAX_STRIPE_BITS, max(0, (self.capacity_rows // _STRIPE_ROWS).bit_length() - 1))
-        self._num_stripes = 1 << self._bits
-        # Stripes fill unevenly: six standard deviations above the mean, and the last grants are small.
-        mean = self.capacity_rows / self._num_stripes
-        slack = 6 * math.sqrt(mean) + _MIN_GRANT if self._bits else 0
-        self._stripe_rows = math.ceil(mean + slack)
-        self._max_size = math.ceil(self._stripe_rows / LOAD) + 1
+        self.memory = Memory(self.slots, capacity_rows, allocate, self._team)
+        self.recency = Recency(self.slots)
         self._index_lock, self._push_lock, self._small_lock = threading.Lock(), threading.Lock(), threading.Lock()
-        self._in_flight: dict[int, int] = {}  # number of a lookup → its first stamp
-        # The same of lookups in the past, for each time to live.
-        self._begun: dict[int, deque[tuple[int, int]]] = {life: deque() for life in set(self._lives.tolist()) if life}
-        self._next_stamp = 1
-        self._lookups = self._pushes = self._dropped = self._unsound = 0
+        self._pushes = self._dropped = self._unsound = 0
         self._last_unsound: tuple[str, int] | None = None
-        size = self._max_size if allocate else min(self._max_size, max(2, _FIRST_SIZE >> self._bits))
-        try:
-            # Zeros cost no memory until they are touched: the operating system hands out pages as rows are written.
-            self._arena = _aligned_zeros((self.capacity_rows + 1) * self.stride, np.float32, allocate)
-            self._row_slots = _aligned_zeros(self.capacity_rows + 1, np.int32, allocate)
-            self._free = _aligned_zeros(self._num_stripes * self._stripe_rows, np.int32, allocate)
-            self._index = self._new_index(size, allocate)
-            self._sketch, self._sketch_width = self._new_sketch(allocate)
-        except MemoryError:
-            row = self.stride * 4
-            raise CapacityError(
-                f"a table of {self.capacity_rows:,} rows of {row} bytes ({self.capacity_rows * row / 2**30:.1f} GiB, and its "
-                f"index) cannot be allocated; lower capacity_rows of its slots: {self._names()}"
-            ) from None
-        self._weights = self._arena.view(kind)
-        self._meta = np.zeros((self._num_stripes, layout.META), np.int64)
-        self._meta[:, layout.FREE_AT] = np.arange(self._num_stripes) * self._stripe_rows
-        self._next_row = 0
-        self._set_size(size)
         self._finders = [_Finder() for _ in range(self._team.size)]
         self._steppers = [_Stepper() for _ in range(self._team.size)]
         self._spare: list[Buffers] = []
@@ -242,7 +195,7 @@ class Table:
     @property
     def num_rows(self) -> int:
         """Rows held."""
-        return int(self._meta[:, layout.LIVE].sum())
+        return int(self.memory.meta[:, layout.LIVE].sum())
 
     def read(self, bags: Bags, out: Float32) -> None:
         """Write the pooled vector of every bag to `out` (float32 [size, width]), for an evaluation.
@@ -263,19 +216,19 @@ class Table:
         """
         places = bags.places
         buffers = self._take_buffers(int(places[-1]))
-        parts = self._parts(int(places[-1]), self._num_stripes)
+        parts = self._parts(int(places[-1]), self.memory.num_stripes)
         with self._index_lock:
-            number = self._begin(parts * (int(places[-1]) + 2))
+            number = self.recency.begin(parts * (int(places[-1]) + 2), self._lower)
             try:
                 unknown = self._find_or_create(bags, places, buffers, number, parts)
             except BaseException:
-                self._land(number)
+                self.recency.land(number)
                 self._give_back(buffers)
                 raise
         try:
             self._pool(bags, places, buffers.rows, out)
         except BaseException:
-            self._land(number)
+            self.recency.land(number)
             raise
         return Touched(bags, places, buffers, number, parts, unknown)
 
@@ -284,6 +237,7 @@ class Table:
 
         rate_scale   what the trainer's schedule multiplies the slots' learning rates by
         """
+        m = self.memory
         bags, buffers, parts = touched.bags, touched.buffers, touched.parts
         try:
             flat = grads.reshape(-1)
@@ -298,8 +252,8 @@ class Table:
                     update_kernels.push(
                         self.optimizer.tag, buffers.ordinals, buffers.distinct, buffers.bounds[part], touched.places, bags.shares,
                         bags.offsets, bags.positions, bags.size, self._pooling, self._lengths, flat, grads.shape[1], bags.columns,
-                        part, parts, it.sums, it.listed, it.scales, self._arena, self._weights, self.dim, self.stride,
-                        self._widening, self.state_width, self._none, params, self._pushes, it.counts,
+                        part, parts, it.sums, it.listed, it.scales, m.arena, m.weights, self.dim, m.stride,
+                        m.widening, self.state_width, m.none, params, self._pushes, it.counts,
                     )  # fmt: skip
 
                 self._team.run(work, parts)
@@ -316,30 +270,27 @@ class Table:
     def _note_unsound(self, count: int, row: int, slot: int) -> None:
         """Count rows whose gradient was refused, and name one. Its batch is in flight, so the sign is there."""
         with self._index_lock:
-            sign, _ = index_kernels.sign_of(self._index, row)
+            sign, _ = index_kernels.sign_of(self.memory.index, row)
             self._unsound += count
             self._last_unsound = self.slots[slot].name, int(sign)
 
     def forget(self, touched: Touched) -> None:
         """Give up a lookup's push: its rows may go when room is needed."""
-        self._land(touched.number)
+        self.recency.land(touched.number)
         self._give_back(touched.buffers)
 
     def erase(self, signs: Uint64) -> int:
         """Give up the rows of `signs`, uint64 [n]. Returns how many went; those of batches in flight, and unknown ones, do not."""
+        m = self.memory
         with self._index_lock:
-            return int(
-                eviction_kernels.erase(
-                    signs, self._index, self._entries, np.uint64(self._bits), self._meta, self._free, self._oldest()
-                )
-            )  # fmt: skip
+            return int(eviction_kernels.erase(signs, m.index, m.entries, m.bits, m.meta, m.free, self.recency.oldest()))
 
     def entries(self) -> tuple[Uint64, Int32, Uint64]:
         """Sign, slot id and stamp of every row: uint64 [n], int32 [n], uint64 [n]. The larger the stamp, the later its last use."""
         with self._index_lock:
             n = self.num_rows
             signs, stamps, slots = np.empty(n, np.uint64), np.empty(n, np.uint64), np.empty(n, np.int32)
-            index_kernels.listed(self._index, self._row_slots, signs, stamps, slots)
+            index_kernels.listed(self.memory.index, self.memory.row_slots, signs, stamps, slots)
         return signs, self._slot_ids[slots], stamps
 
     def values(self, signs: Uint64) -> tuple[NDArray[np.bool_], Float32, Float32]:
@@ -347,17 +298,18 @@ class Table:
 
         Returns which of them have a row (bool [n]), and of those weights float32 [m, dim] and state float32 [m, state width].
         """
+        m = self.memory
         rows = np.empty(len(signs), np.int32)
         with self._index_lock:
             one = np.array([0, len(signs)], np.int64)
             self._find(signs, one[:1], one[1:], one, rows)
-            known = rows != self._none
+            known = rows != m.none
             rows = rows[known]
             weights = np.empty((len(rows), self.dim), np.float32)
             state = np.empty((len(rows), self.state_width), np.float32)
             with self._push_lock:
                 pool_kernels.copy_rows(
-                    rows, self._arena, self._weights, self.dim, self.stride, self._widening, self.state_width,
+                    rows, m.arena, m.weights, self.dim, m.stride, m.widening, self.state_width,
                     weights.reshape(-1), state.reshape(-1),
                 )  # fmt: skip
         return known, weights, state
@@ -365,15 +317,14 @@ class Table:
     def stats(self) -> TableStats:
         """What the table has done and holds."""
         with self._index_lock:
-            meta, size = self._meta.sum(axis=0), len(self._index) // 2
-        arrays = (self._arena, self._row_slots, self._free, self._index, self._sketch, self._meta)
+            meta, size = self.memory.meta.sum(axis=0), len(self.memory.index) // 2
         return TableStats(
             slots=tuple(slot.name for slot in self.slots),
             rows=int(meta[layout.LIVE]),
-            capacity_rows=self.capacity_rows,
+            capacity_rows=self.memory.capacity_rows,
             index_load=float(meta[layout.LIVE] / size),
-            bytes=sum(array.nbytes for array in arrays),
-            lookups=self._lookups,
+            bytes=self.memory.bytes,
+            lookups=self.recency.lookups,
             pushes=self._pushes,
             inserted=int(meta[layout.INSERTED]),
             evicted=int(meta[layout.EVICTED]),
@@ -388,10 +339,12 @@ class Table:
     # --- lookup -------------------------------------------------------------------------------------------------------
 
     def _find(self, signs: Uint64, starts: Int64, stops: Int64, places: Int64, rows: Int32) -> None:
+        m = self.memory
+
         def work(part: int) -> None:
             mine = slice(bounds[part], bounds[part + 1])
             index_kernels.find(
-                signs, starts[mine], stops[mine], self._index, self._entries, np.uint64(self._bits), self._none,
+                signs, starts[mine], stops[mine], m.index, m.entries, m.bits, m.none,
                 rows[places[mine.start] :],
             )  # fmt: skip
 
@@ -403,9 +356,10 @@ class Table:
 
     def _find_or_create(self, bags: Bags, places: Int64, buffers: Buffers, number: int, parts: int) -> int:
         """Returns the number of signs that got no row. The index lock is held."""
+        m = self.memory
         starts, stops = bags.starts, bags.stops
-        first_stamp, oldest = self._in_flight[number], self._oldest()
-        valid = self._valid(number, oldest)
+        first_stamp, oldest = self.recency.in_flight[number], self.recency.oldest()
+        valid = self.recency.valid(number, oldest)
         valid_of_slot = valid if valid.any() else valid[:0]
         reasons = [index_kernels.GROW] * parts
         finders = self._finders[:parts]
@@ -417,16 +371,16 @@ class Table:
             while reasons[part] != index_kernels.DONE:
                 reasons[part] = index_kernels.find_or_create(
                     bags.signs, starts, stops, places, part, parts, valid, buffers.rows, buffers.ordinals, buffers.distinct,
-                    buffers.bounds[part], self._index, self._entries, np.uint64(self._bits), self._meta, self._free, first_stamp,
-                    oldest, self._none, it.mine, it.homes, it.pending, it.ages, it.progress, self._numbers, self._row_slots,
-                    valid_of_slot, self._arena, self._weights, self.dim, self.stride, self._widening, self._initial, self._kinds,
-                    self._scales, self._seed, np.uint64(number), self._admit_after, self._admit_share, self._sketch,
-                    self._sketch_width,
+                    buffers.bounds[part], m.index, m.entries, m.bits, m.meta, m.free, first_stamp,
+                    oldest, m.none, it.mine, it.homes, it.pending, it.ages, it.progress, self._numbers, m.row_slots,
+                    valid_of_slot, m.arena, m.weights, self.dim, m.stride, m.widening, self._initial, self._kinds,
+                    self._scales, self._seed, np.uint64(number), self._admit_after, self._admit_share, m.sketch,
+                    m.sketch_width,
                 )  # fmt: skip
                 if reasons[part] in (index_kernels.GROW, index_kernels.FULL):
                     return
                 if reasons[part] == index_kernels.GRANT:
-                    self._grant(int(it.progress[index_kernels.STRIPE]))
+                    m.grant(int(it.progress[index_kernels.STRIPE]))
 
         try:
             while True:
@@ -435,30 +389,31 @@ class Table:
                 if not stopped:
                     return int(sum(finder.progress[index_kernels.UNKNOWN] for finder in finders))
                 for k, stripe in stopped.items():
-                    if reasons[k] == index_kernels.FULL and not self._borrow(stripe, first_stamp, oldest, finders[k]):
+                    if reasons[k] == index_kernels.FULL and not m.borrow(stripe, first_stamp, oldest, finders[k].ages):
                         raise CapacityError(
-                            f"the batches in flight need more rows than the table of slots {self._names()} can hold: "
-                            f"{self.capacity_rows:,} rows, {len(self._in_flight)} batches in flight; raise capacity_rows of these "
-                            "slots, or lower trainer.in_flight or data.batch_size"
+                            f"the batches in flight need more rows than the table of slots {names(self.slots)} can hold: "
+                            f"{m.capacity_rows:,} rows, {len(self.recency.in_flight)} batches in flight; raise capacity_rows of "
+                            "these slots, or lower trainer.in_flight or data.batch_size"
                         )
                 full = [stripe for k, stripe in stopped.items() if reasons[k] == index_kernels.GROW]
                 if full:
-                    self._grow(full)
+                    m.grow(full)
         finally:
             # Also of a lookup that failed: what it has stamped is older than what comes.
-            self._next_stamp = max(self._next_stamp, *(int(finder.progress[index_kernels.FOLLOWING]) + 1 for finder in finders))
+            self.recency.pass_on(max(int(finder.progress[index_kernels.FOLLOWING]) for finder in finders) + 1)
 
     def _pool(self, bags: Bags, places: Int64, rows: Int32, out: Float32) -> None:
+        m = self.memory
         parts = min(self._parts(int(places[-1])), bags.size)
         bounds = np.linspace(0, bags.size, parts + 1).astype(np.int64)
         flat = out.reshape(-1)
-        floats = _LINE_BYTES // 4
-        streaming = not (out.ctypes.data % _LINE_BYTES or out.shape[1] % floats or (bags.columns % floats).any())
+        floats = LINE_BYTES // 4
+        streaming = not (out.ctypes.data % LINE_BYTES or out.shape[1] % floats or (bags.columns % floats).any())
 
         def work(part: int) -> None:
             pool_kernels.pool(
                 rows, places, bags.shares, bags.offsets, bags.positions, bags.size, bounds[part], bounds[part + 1], self._pooling,
-                self._lengths, self._weights, self.dim, self.stride, self._widening, flat, out.shape[1], bags.columns,
+                self._lengths, m.weights, self.dim, m.stride, m.widening, flat, out.shape[1], bags.columns,
                 streaming,
             )  # fmt: skip
 
@@ -469,48 +424,8 @@ class Table:
         most = min(most, _MAX_ORDINAL // (num_signs + 2))
         return 1 << (max(1, min(self._team.size, num_signs // MIN_PART, most)).bit_length() - 1)
 
-    def _begin(self, stamps: int) -> int:
-        """The number of a lookup that needs at most so many stamps; it is in flight from now on. The index lock is held."""
-        if self._next_stamp + stamps > _MAX_STAMP:
-            # Once in some ten thousand lookups: what is older than all in flight becomes equally old.
-            with self._small_lock:
-                by = min(self._in_flight.values(), default=self._next_stamp) - 1
-                self._in_flight = {number: first - by for number, first in self._in_flight.items()}
-            index_kernels.lower_stamps(self._index, np.uint64(by))
-            self._next_stamp -= by
-            for life, begun in self._begun.items():
-                self._begun[life] = deque((number, max(0, first - by)) for number, first in begun)
-            if self._next_stamp + stamps > _MAX_STAMP:
-                raise CapacityError(
-                    f"a batch of the table of slots {self._names()} has been in flight for so long that lookups cannot be numbered "
-                    "any more; push it or give it up"
-                )
-        self._lookups += 1
-        with self._small_lock:
-            self._in_flight[self._lookups] = self._next_stamp
-        return self._lookups
-
-    def _land(self, number: int) -> None:
-        with self._small_lock:
-            self._in_flight.pop(number, None)
-
-    def _oldest(self) -> np.uint64:
-        """The stamp from which on rows are in flight."""
-        with self._small_lock:
-            return np.uint64(min(self._in_flight.values(), default=self._next_stamp))
-
-    def _valid(self, number: int, oldest: np.uint64) -> Uint64:
-        """For each slot, the stamp below which a row has outlived its time in lookup `number`, uint64 [slots]; 0: never."""
-        valid = np.zeros(len(self.slots), np.uint64)
-        for life, begun in self._begun.items():
-            # First stamps of lookups in the past, so many that the time is exact to a thousandth.
-            if not begun or number - begun[-1][0] >= life / _TTL_MARKS:
-                begun.append((number, self._in_flight[number]))
-            while len(begun) > 1 and begun[1][0] <= number - life:
-                begun.popleft()
-            if begun[0][0] <= number - life:
-                valid[self._lives == life] = min(begun[0][1], int(oldest))
-        return valid
+    def _lower(self, by: int) -> None:
+        index_kernels.lower_stamps(self.memory.index, np.uint64(by))
 
     def _take_buffers(self, num_signs: int) -> Buffers:
         with self._small_lock:
@@ -523,102 +438,6 @@ class Table:
     def _give_back(self, buffers: Buffers) -> None:
         with self._small_lock:
             self._spare.append(buffers)
-
-    # --- memory -------------------------------------------------------------------------------------------------------
-
-    def _grant(self, stripe: int) -> None:
-        """Give a stripe rows that were never used, or close it when there are none: it will evict."""
-        line = self._meta[stripe]
-        with self._small_lock:
-            left = self.capacity_rows - self._next_row
-            # As many again as the stripe has, so that rows lie close while there are few; less towards the end, so that all are
-            # used; and no more than the stripe may have.
-            held = int(line[layout.LIVE])
-            wanted = max(_MIN_GRANT, min(left // (2 * self._num_stripes), held + _MIN_GRANT)) if self._bits else left
-            rows = min(left, wanted, self._stripe_rows - held)
-            line[layout.FRESH] = self._next_row
-            line[layout.FRESH_END] = self._next_row + rows
-            self._next_row += rows
-            line[layout.CLOSED] = rows == 0
-
-    def _borrow(self, stripe: int, newest: int, oldest: np.uint64, finder: _Finder) -> bool:
-        """Give a stripe whose rows are all in flight some of another stripe's. Returns whether there were any.
-
-        Stripes own about equal parts of the rows, but a batch may need more of one. The index lock is held, and no part runs.
-        """
-        line = self._meta[stripe]
-        if line[layout.LIVE] >= line[layout.ROOM] and self._size < self._max_size:
-            self._grow([stripe])
-        if line[layout.LIVE] >= line[layout.ROOM] or line[layout.FREE]:  # the latter: a run of entries that fills the stripe's pad
-            return False
-        most = min(_MIN_GRANT, self._stripe_rows - int(line[layout.LIVE]))
-        for other in np.argsort(self._meta[:, layout.LIVE]):
-            lender = self._meta[other]
-            unused = int(lender[layout.FRESH_END] - lender[layout.FRESH])
-            if unused:
-                lent = min(most, unused)
-                lender[layout.FRESH_END] -= lent
-                rows = np.arange(lender[layout.FRESH_END], lender[layout.FRESH_END] + lent)
-            elif other != stripe and (
-                lender[layout.FREE] or eviction_kernels.make_room(
-                    other, self._index, self._entries, np.uint64(self._bits), self._meta, self._free, np.uint64(newest), oldest,
-                    self._row_slots, np.empty(0, np.uint64), finder.ages,
-                )
-            ):  # fmt: skip
-                lent = min(most, int(lender[layout.FREE]))
-                lender[layout.FREE] -= lent
-                top = lender[layout.FREE_AT] + lender[layout.FREE]
-                rows = self._free[top : top + lent].copy()
-            else:
-                continue
-            self._free[line[layout.FREE_AT] :][:lent] = rows
-            line[layout.FREE] = lent
-            return True
-        return False
-
-    def _grow(self, full: Sequence[int]) -> None:
-        """Make the index larger by half, or close the stripes that are full when it is as large as it gets."""
-        if self._size >= self._max_size:
-            self._meta[full, layout.CLOSED] = 1
-            return
-        size = min(self._max_size, math.ceil(self._size * _GROWTH) + 1)
-        try:
-            larger = self._new_index(size, touch=False)
-        except MemoryError:
-            raise CapacityError(
-                f"the index of slots {self._names()} cannot grow to {self._num_stripes * size * _ENTRY_BYTES / 2**30:.1f} GiB; "
-                "lower their capacity_rows, or set hash_size to bound the signs"
-            ) from None
-        old, self._index = self._index, larger
-        self._set_size(size)
-        self._meta[:, layout.CLOSED] = 0  # those that still find no rows are closed again
-        parts = min(self._team.size, self._num_stripes)
-        stripes = np.linspace(0, self._num_stripes, parts + 1).astype(np.int64)
-
-        def work(part: int) -> None:
-            index_kernels.rebuild(old, larger, self._entries, np.uint64(self._bits), stripes[part], stripes[part + 1])
-
-        self._team.run(work, parts)
-
-    def _set_size(self, size: int) -> None:
-        self._size = size
-        self._entries = np.uint64(self._num_stripes * size)
-        self._meta[:, layout.ROOM] = min(self._stripe_rows, int(size * LOAD))
-        self._meta[:, layout.HAND] = 0
-
-    def _new_index(self, size: int, touch: bool) -> Uint64:
-        return _aligned_zeros(2 * self._num_stripes * (size + layout.PAD), np.uint64, touch)
-
-    def _new_sketch(self, touch: bool) -> tuple[NDArray[np.uint8], int]:
-        """Counters for the sights of signs without a row, if any slot counts them: four lines of four to each row."""
-        if (self._admit_after <= 1).all():
-            return np.zeros(0, np.uint8), 0
-        width = max(256, 4 * self._stripe_rows)
-        return _aligned_zeros(self._num_stripes * 4 * width, np.uint8, touch), width
-
-    def _names(self) -> str:
-        names = [slot.name for slot in self.slots]
-        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class _Finder:
@@ -644,7 +463,7 @@ class _Stepper:
     def prepare(self, floats: int) -> None:
         """Room for the sums of a slot; counts at zero."""
         if len(self.sums) < floats:
-            self.sums = _aligned_zeros(floats + floats // 4, np.float32, touch=False)
+            self.sums = aligned_empty((1, floats + floats // 4))[0]
         self.counts[:] = 0
 
 
@@ -653,32 +472,3 @@ def initial_scale(slot: Slot) -> float:
     if slot.initializer == "zeros":
         return 0.0
     return slot.init_scale / math.sqrt(slot.dim) if slot.init_by_dim else slot.init_scale
-
-
-def row_bytes(slot: Slot) -> int:
-    """Memory one row of a slot takes when its table is full, its part of the index included."""
-    state = optimizer.of_slot(slot).state_width(slot.dim)
-    counters = 16 if slot.admit_after > 1 else 0
-    weights = -(-slot.dim // _STORAGE[slot.storage][1])
-    return (weights + state) * 4 + 8 + math.ceil(_ENTRY_BYTES / LOAD) + counters
-
-
-def aligned_empty(shape: tuple[int, int]) -> Float32:
-    """float32 that start on a cache line, C-contiguous, of any value."""
-    count = shape[0] * shape[1]
-    return _from_line_on(np.empty(count + _LINE_BYTES // 4, np.float32), count).reshape(shape)
-
-
-def _aligned_zeros(count: int, kind: type[np.generic], touch: bool) -> NDArray[Any]:
-    """Zeros that start on a cache line; `touch`: with their memory behind them."""
-    size = np.dtype(kind).itemsize
-    raw = np.zeros(count + _LINE_BYTES // size, kind)
-    if touch:
-        raw[:: 4096 // size] = 0
-    return _from_line_on(raw, count)
-
-
-def _from_line_on(raw: NDArray[Any], count: int) -> NDArray[Any]:
-    """`count` elements of an array that has a cache line more, from its first cache line on."""
-    first = (-raw.ctypes.data % _LINE_BYTES) // raw.itemsize
-    return raw[first : first + count]

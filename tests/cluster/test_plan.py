@@ -10,7 +10,7 @@ import pytest
 from flowps.cluster import plan as plan_module
 from flowps.cluster.plan import Plan
 from flowps.errors import CapacityError, ConfigError
-from flowps.ps.table import row_bytes
+from flowps.ps.memory import row_bytes
 from tests.cluster.conftest import ROWS
 
 GIB = 1 << 30

@@ -11,6 +11,7 @@ import pytest
 
 from flowps.batch import Float32
 from flowps.config import Slot
+from flowps.ps import memory as memory_module
 from flowps.ps import table as table_module
 from flowps.ps.kernels import layout
 from flowps.ps.table import Bags, Table, Touched
@@ -22,9 +23,9 @@ from tests.ps import drawn
 def small_stripes(rows: int = 8, first_size: int = 2) -> Iterator[None]:
     """Stripes of a few rows, an index that begins with a few entries, and threads that share any number of signs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_module, "_STRIPE_ROWS", rows)
-        patch.setattr(table_module, "_FIRST_SIZE", first_size)
-        patch.setattr(table_module, "_MIN_GRANT", 1)
+        patch.setattr(memory_module, "_STRIPE_ROWS", rows)
+        patch.setattr(memory_module, "_FIRST_SIZE", first_size)
+        patch.setattr(memory_module, "_MIN_GRANT", 1)
         patch.setattr(table_module, "MIN_PART", 1)
         yield
 
@@ -86,25 +87,25 @@ def rows_of(table: Table) -> dict[int, Float32]:
 
 def check(table: Table) -> None:
     """Every invariant of a table at rest."""
-    meta, none = table._meta, int(table._none)
-    index = table._index.reshape(table._num_stripes, -1, 2)
+    meta, none = table.memory.meta, int(table.memory.none)
+    index = table.memory.index.reshape(table.memory.num_stripes, -1, 2)
     rows: list[int] = []
-    for stripe in range(table._num_stripes):
+    for stripe in range(table.memory.num_stripes):
         line = meta[stripe]
         held = index[stripe][index[stripe, :, 1] != 0]
         of_stripe = (held[:, 1] & layout.ROW).astype(np.int64) - 1
-        free = table._free[line[layout.FREE_AT] :][: line[layout.FREE]].tolist()
+        free = table.memory.free[line[layout.FREE_AT] :][: line[layout.FREE]].tolist()
         fresh = list(range(line[layout.FRESH], line[layout.FRESH_END]))
         assert len(held) == line[layout.LIVE] <= line[layout.ROOM]
         assert index[stripe, -1, 1] == 0  # probing ends
-        assert ((held[:, 1] >> layout.STAMP) < table._next_stamp).all()
-        numbers = table._row_slots[of_stripe]
+        assert ((held[:, 1] >> layout.STAMP) < table.recency.next_stamp).all()
+        numbers = table.memory.row_slots[of_stripe]
         assert ((numbers >= 0) & (numbers < len(table.slots))).all()
         rows += [*of_stripe.tolist(), *free, *fresh]
     # Every row that was granted is in one place, and none is the row that stands for no row.
-    assert sorted(rows) == list(range(table._next_row))
-    assert table._next_row <= table.capacity_rows == none
-    assert not table._arena[none * table.stride :].any()
+    assert sorted(rows) == list(range(table.memory.next_row))
+    assert table.memory.next_row <= table.memory.capacity_rows == none
+    assert not table.memory.arena[none * table.memory.stride :].any()
     signs, _, _ = table.entries()
     assert len(set(signs.tolist())) == len(signs) == table.num_rows == meta[:, layout.LIVE].sum()
     assert table.values(signs)[0].all()  # each is found

@@ -206,16 +206,16 @@ def test_rows_beyond_two_billion_floats() -> None:
     slot = drawn.slot("s", dim=25, initial_accumulator=0.1)
     row = 2**31 // 50 + 1
     with table_of([slot], row + 10) as table:  # address space: only the pages of a few rows are touched
-        stripe = int(layout.stripe_of(np.uint64(2**63), np.uint64(table._bits)))
-        table._meta[stripe, [layout.FRESH, layout.FRESH_END]] = row, row + 1
+        stripe = int(layout.stripe_of(np.uint64(2**63), np.uint64(table.memory.bits)))
+        table.memory.meta[stripe, [layout.FRESH, layout.FRESH_END]] = row, row + 1
         touched, out = look_up(table, one_bag([2**63]))
         assert touched.buffers.rows[0] == row
         expected = naive.new_row(slot, 2**63, 0)
         np.testing.assert_array_equal(out[0], expected[:25])
         table.push(touched, np.ones((1, 25), np.float32))
         naive.step(expected, np.ones(25, np.float32), slot)
-        np.testing.assert_allclose(table._arena[row * 50 :][:50], expected, rtol=1e-6)
-        assert not table._arena[:50].any()
+        np.testing.assert_allclose(table.memory.arena[row * 50 :][:50], expected, rtol=1e-6)
+        assert not table.memory.arena[:50].any()
 
 
 # --- what the compiler made of them -----------------------------------------------------------------------------------

@@ -302,7 +302,7 @@ def test_a_batch_that_is_given_up_while_it_is_looked_up_is_not_remembered(monkey
         caller.lookup(0, [[[1]]])
     with pytest.raises(UnknownBatchError):
         caller.shard.push(0, np.zeros((1, 4), np.float32))
-    assert not caller.shard._tables[0][1]._in_flight
+    assert not caller.shard._tables[0][1].recency.in_flight
 
 
 def test_a_lookup_that_fails_while_it_pools_pins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +316,7 @@ def test_a_lookup_that_fails_while_it_pools_pins_nothing(monkeypatch: pytest.Mon
         patch.setattr(Table, "_pool", broken)
         with pytest.raises(MemoryError):
             caller.lookup(0, [[[1]]])
-    assert not caller.shard._tables[0][1]._in_flight
+    assert not caller.shard._tables[0][1].recency.in_flight
     caller.shard.push(0, caller.lookup(0, [[[1]]]))
 
 

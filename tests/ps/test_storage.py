@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowps.ps.kernels.vector import fill, lane, lanes8, lanes16, load_as, store_as, store_rounded
-from flowps.ps.table import row_bytes
+from flowps.ps.memory import row_bytes
 from tests.ps import drawn, naive, twins
 
 NARROW = ("bfloat16", "float16")

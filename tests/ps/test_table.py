@@ -13,8 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from flowps.config import Slot
 from flowps.errors import CapacityError
-from flowps.ps import table as table_module
-from flowps.ps.table import Bags, Table, Touched, row_bytes
+from flowps.ps import memory as memory_module
+from flowps.ps import recency as recency_module
+from flowps.ps.memory import row_bytes
+from flowps.ps.table import Bags, Table, Touched
 from flowps.ps.team import Team
 from tests.ps import drawn, naive
 from tests.ps.tables import bags_at, check, look_up, one_bag, read, rows_of, see, small_stripes, table_of
@@ -77,7 +79,7 @@ class TableMachine(RuleBasedStateMachine):
             touched = self.table.lookup(bags, out)
         except CapacityError:
             # Only where what is in flight fills a stripe; the bound of a stripe is not below that of its share of the rows.
-            assert len(pinned) > self.table.capacity_rows // (2 * self.table._num_stripes)
+            assert len(pinned) > self.table.memory.capacity_rows // (2 * self.table.memory.num_stripes)
             self.adopt(signs, self.table.stats().evicted - before.evicted)
             if self.recent:
                 self.failed[-1] |= signs
@@ -179,12 +181,12 @@ def test_growth_keeps_every_row(stripe_rows: int) -> None:
 def test_capacity_is_a_hard_bound_that_is_used() -> None:
     """Of ten times as many signs as fit, the table holds its bound; the arena never grows."""
     with table_of([drawn.slot("s")], 40_000, allocate=True) as table:
-        arena = table._arena.nbytes
+        arena = table.memory.arena.nbytes
         for first in range(0, 400_000, 10_000):
             see(table, one_bag(range(first, first + 10_000)))
             assert table.num_rows <= 40_000
         assert table.num_rows > 0.8 * 40_000  # an eighth of a segment goes at a time
-        assert table._arena.nbytes == arena
+        assert table.memory.arena.nbytes == arena
         check(table)
 
 
@@ -277,10 +279,10 @@ def test_memory_that_cannot_be_had_names_slots_and_size(monkeypatch: pytest.Monk
     """2**31 - 2 rows of 64 bytes: the bound of a table is refused with its size, as an error of capacity."""
 
     def starved(count: int, kind: Any, touch: bool) -> None:
-        assert count == (table_module.MAX_ROWS + 1) * 16
+        assert count == (memory_module.MAX_ROWS + 1) * 16
         raise MemoryError
 
-    monkeypatch.setattr(table_module, "_aligned_zeros", starved)
+    monkeypatch.setattr(memory_module, "_aligned_zeros", starved)
     with pytest.raises(CapacityError, match=r"2,147,483,646 rows of 64 bytes \(128.0 GiB.*lower capacity_rows.*: s$"):
         Table([drawn.slot("s")], [0], 1 << 40, seed=0)
 
@@ -294,7 +296,7 @@ def test_an_index_that_cannot_grow_is_an_error_of_capacity(monkeypatch: pytest.M
             def starved(size: int, touch: bool) -> None:
                 raise MemoryError
 
-            starving.setattr(table, "_new_index", starved)
+            starving.setattr(table.memory, "_new_index", starved)
             with pytest.raises(CapacityError, match="user_id"):
                 look_up(table, one_bag(range(100)))
             np.testing.assert_array_equal(read(table, one_bag(range(5))), pooled)
@@ -318,8 +320,8 @@ def test_row_bytes_is_what_a_row_takes(settings: dict[str, Any]) -> None:
 def test_a_row_costs_at_most_three_tenths_more_than_its_floats() -> None:
     """Of 16 weights and Adagrad's state, at the index's load."""
     with table_of([drawn.slot("s", dim=16)], 2_000_000) as table:
-        size = table._num_stripes * (table._max_size + 1024) * 16
-        rest = table._arena.nbytes + table._row_slots.nbytes + table._free.nbytes
+        size = table.memory.num_stripes * (table.memory.max_size + 1024) * 16
+        rest = table.memory.arena.nbytes + table.memory.row_slots.nbytes + table.memory.free.nbytes
         assert (size + rest) / 2_000_000 <= 1.3 * 128
 
 
@@ -356,7 +358,7 @@ def test_a_row_in_flight_does_not_expire() -> None:
 
 def test_a_long_time_is_measured_with_few_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row never expires early, and at most a mark's distance late."""
-    monkeypatch.setattr(table_module, "_TTL_MARKS", 10)
+    monkeypatch.setattr(recency_module, "_TTL_MARKS", 10)
     with table_of([drawn.slot("s", ttl_steps=100)], 1000) as table:
         for life in (100, 111):
             see(table, one_bag([7]))
@@ -365,12 +367,12 @@ def test_a_long_time_is_measured_with_few_marks(monkeypatch: pytest.MonkeyPatch)
             before = table.stats().expired
             see(table, one_bag([7]))
             assert table.stats().expired - before == (life == 111)
-        assert len(table._begun[100]) <= 13
+        assert len(table.recency._marks[100]) <= 13
 
 
 def test_each_time_to_live_is_exact_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short one beside a long one in the same table."""
-    monkeypatch.setattr(table_module, "_TTL_MARKS", 10)
+    monkeypatch.setattr(recency_module, "_TTL_MARKS", 10)
     with table_of([drawn.slot("short", ttl_steps=5), drawn.slot("long", ttl_steps=100_000)], 100) as table:
         for passed, expired in ((5, 0), (6, 1)):
             see(table, [[[7]], [[8]]])
@@ -514,8 +516,8 @@ def test_the_arena_starts_on_a_cache_line(dim: int) -> None:
     """64 bytes; so every row does when its stride is a multiple of them."""
     for capacity_rows in (1, 7, 1000, 100_000):
         with table_of([drawn.slot("s", dim=dim)], capacity_rows) as table:
-            assert table._arena.ctypes.data % 64 == 0
-            assert len(table._arena) == (capacity_rows + 1) * 2 * dim
+            assert table.memory.arena.ctypes.data % 64 == 0
+            assert len(table.memory.arena) == (capacity_rows + 1) * 2 * dim
 
 
 def test_reading_changes_nothing() -> None:
@@ -552,7 +554,7 @@ def test_a_sign_of_two_slots_is_one_row_stepped_by_each() -> None:
 
 def test_stamps_start_again_before_they_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recency, batches in flight and times to live survive the numbers of lookups being lowered."""
-    monkeypatch.setattr(table_module, "_MAX_STAMP", 300)
+    monkeypatch.setattr(recency_module, "_MAX_STAMP", 300)
     with table_of([drawn.slot("s", ttl_steps=50, optimizer="sgd", learning_rate=1.0)], 40) as table:
         kept, fresh = look_up(table, one_bag([7]))
         for turn in range(40):
@@ -563,13 +565,13 @@ def test_stamps_start_again_before_they_run_out(monkeypatch: pytest.MonkeyPatch)
             see(table, one_bag([2000 + turn, 5]))
         assert 5 in rows_of(table)
         assert 7 not in rows_of(table)
-        assert table._next_stamp < 300
+        assert table.recency.next_stamp < 300
         check(table)
 
 
 def test_a_batch_in_flight_for_ever_ends_the_numbering(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it pins cannot be made older: a lookup that has no numbers left is refused, and goes on once the batch has landed."""
-    monkeypatch.setattr(table_module, "_MAX_STAMP", 100)
+    monkeypatch.setattr(recency_module, "_MAX_STAMP", 100)
     with table_of([drawn.slot("user_id")], 40) as table:
         kept, _ = look_up(table, one_bag([7]))
         for _ in range(30):  # each lookup of one sign takes three numbers
