@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench import contender as contenders
 from bench import map as bench_map
 from flowps.ps.table import aligned_empty
 from flowps.ps.team import Team
 
-ROWS, DIM = 2000, bench_map.DIM
+ROWS, DIM = 2000, contenders.DIM
 
 
-@pytest.fixture(params=bench_map.CONTENDERS, ids=lambda kind: kind.__name__)
-def contender(request: pytest.FixtureRequest) -> Iterator[bench_map.Contender]:
+@pytest.fixture(params=contenders.CONTENDERS, ids=lambda kind: kind.__name__)
+def contender(request: pytest.FixtureRequest) -> Iterator[contenders.Contender]:
     kind = request.param
     if importlib.util.find_spec(kind.package) is None:
         pytest.skip(f"{kind.package} is not installed")
@@ -31,14 +32,14 @@ def contender(request: pytest.FixtureRequest) -> Iterator[bench_map.Contender]:
     made.close()
 
 
-def read(contender: bench_map.Contender, batch: bench_map.Batch) -> np.ndarray:
+def read(contender: contenders.Contender, batch: contenders.Batch) -> np.ndarray:
     return contender.read(batch, aligned_empty((len(batch.signs), DIM))).copy()
 
 
-def test_all_return_the_same_rows(contender: bench_map.Contender) -> None:
+def test_all_return_the_same_rows(contender: contenders.Contender) -> None:
     bench_map.fill(contender, ROWS)
     naive = np.zeros((ROWS, DIM), np.float32)
-    naive -= np.float32(bench_map.RATE) * np.random.default_rng(0).standard_normal(naive.shape, np.float32)
+    naive -= np.float32(contenders.RATE) * np.random.default_rng(0).standard_normal(naive.shape, np.float32)
     np.testing.assert_array_equal(read(contender, bench_map.every(ROWS)), naive)
     batch = bench_map.cut(bench_map.drawn(ROWS, 1.05), 500)[0]
     assert len(np.unique(batch.signs)) < len(batch.signs)
@@ -46,17 +47,17 @@ def test_all_return_the_same_rows(contender: bench_map.Contender) -> None:
     grads = np.random.default_rng(1).standard_normal((500, DIM), np.float32)
     contender.write(batch, aligned_empty(grads.shape), grads)
     for rank, grad in zip(batch.ranks, grads, strict=True):
-        naive[rank] -= np.float32(bench_map.RATE) * grad
+        naive[rank] -= np.float32(contenders.RATE) * grad
     np.testing.assert_allclose(read(contender, bench_map.every(ROWS)), naive, atol=1e-5)
 
 
-def test_a_batch_may_have_one_sign(contender: bench_map.Contender) -> None:
+def test_a_batch_may_have_one_sign(contender: contenders.Contender) -> None:
     bench_map.fill(contender, ROWS)
     one = bench_map.cut(bench_map.every(ROWS), 1)[7]
     np.testing.assert_array_equal(read(contender, one), read(contender, bench_map.every(ROWS))[7:8])
 
 
-def test_callers_at_once_lose_nothing(contender: bench_map.Contender, hurried_switching: None) -> None:
+def test_callers_at_once_lose_nothing(contender: contenders.Contender, hurried_switching: None) -> None:
     parts = bench_map.cut(bench_map.every(ROWS), ROWS // 4)
     drawn = bench_map.cut(bench_map.drawn(ROWS, 1.05), 64)[:100]
     grads = np.ones((64, DIM), np.float32)
@@ -71,7 +72,7 @@ def test_callers_at_once_lose_nothing(contender: bench_map.Contender, hurried_sw
     team.close()
     times = 4 * np.bincount(np.concatenate([batch.ranks for batch in drawn]), minlength=ROWS)
     # Sums of powers of two: exact in any order.
-    np.testing.assert_array_equal(read(contender, bench_map.every(ROWS)), np.repeat(-bench_map.RATE * times[:, None], DIM, axis=1))
+    np.testing.assert_array_equal(read(contender, bench_map.every(ROWS)), np.repeat(-contenders.RATE * times[:, None], DIM, axis=1))
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert result["machine"]["cores"] >= 1
     assert done.stdout == bench_map.markdown(result) + "\n"
     assert done.stderr == ""
-    for kind in bench_map.CONTENDERS:
+    for kind in contenders.CONTENDERS:
         assert kind.name in done.stdout
         figures = [figure for figure in result["figures"] if figure["contender"] == kind.name]
         if importlib.util.find_spec(kind.package) is None:
