@@ -211,7 +211,11 @@ def test_the_evaluation_scores_with_the_trained_rows_and_weights():
     scores, labels = np.concatenate(logits), np.concatenate([b.labels for b in test])
     assert trained.test is not None
     assert trained.test.examples == 5 * SIZE
-    assert trained.test.auc == pytest.approx(roc_auc_score(labels, scores), abs=1e-5)
+    # The metric takes logits of one bin for equal. Of 400 pairs, about one in forty runs has one that close: it counts half.
+    gaps = np.abs(np.subtract.outer(scores[labels == 1], scores[labels == 0]))
+    tied = (gaps < 64 / (1 << 20)).mean() / 2
+    assert tied < 0.01
+    assert trained.test.auc == pytest.approx(roc_auc_score(labels, scores), abs=tied + 1e-6)
     assert trained.test.prob_mean == pytest.approx(expit(scores).mean(), rel=1e-4)
 
 
