@@ -163,6 +163,19 @@ class Net(_Section, frozen=True, kw_only=True):
 class Trainer(_Section, frozen=True, kw_only=True):
     """The TensorFlow side: feeds in, gradients out."""
 
+    count: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1024,
+            description="trainers, each in a process of its own; a step takes data.batch_size samples of each and all share one "
+            "dense update",
+        ),
+    ] = 1
+    precision: Annotated[
+        Literal["float32", "mixed_bfloat16", "mixed_float16"],
+        Meta(description="what the layers compute in (weights stay float32); float16 with loss scaling"),
+    ] = "float32"
     optimizer: Annotated[str, Meta(description="optimizer of the dense weights: any Keras optimizer by name")] = "adam"
     learning_rate: Annotated[float, Meta(gt=0, le=100, description="its step size")] = 0.001
     warmup_steps: Annotated[
@@ -196,11 +209,53 @@ class Ps(_Section, frozen=True, kw_only=True):
     memory_share: Annotated[
         float, Meta(gt=0, le=1, description="share of the machine's available memory that slots without capacity_rows may fill")
     ] = 0.5
+    load_from: Annotated[
+        str,
+        Meta(
+            description="run directory whose measured load decides where the slots go; empty: an earlier run in run_dir, or else "
+            "the first partition"
+        ),
+    ] = ""
+    port: Annotated[int, Meta(ge=0, le=65_535, description="shard k listens on port + k; 0: any free port")] = 0
 
 
 class Cluster(_Section, frozen=True, kw_only=True):
-    """Where the roles run."""
+    """Where the roles run, and how they speak to each other."""
 
+    mode: Annotated[
+        Literal["embedded", "processes"],
+        Meta(
+            description="one process for everything, or local processes for hub, shards and trainers; with a scheduler, its workers"
+        ),
+    ] = "embedded"
+    scheduler: Annotated[
+        str, Meta(description="a running Dask cluster: its address, as in tcp://10.0.0.1:8786, or its scheduler file")
+    ] = ""
+    connect_timeout_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="seconds within which scheduler and shards must answer")
+    ] = 15.0
+    wait_s: Annotated[
+        float, Meta(ge=0, le=86_400, description="seconds to wait for the workers that the run needs, once the scheduler answers")
+    ] = 60.0
+    interface: Annotated[
+        str,
+        Meta(description="network interface of the shards' and trainers' own traffic, as in eth0; empty: that of the Dask worker"),
+    ] = ""
+    rpc_timeout_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="seconds for one lookup or push over the network, its repetitions included")
+    ] = 60.0
+    max_message_mib: Annotated[int, Meta(ge=1, le=2047, description="the largest message between trainer and shard")] = 1024
+    wire: Annotated[
+        Literal["float32", "float16"], Meta(description="what embeddings and gradients are sent in between trainer and shard")
+    ] = "float32"
+    tls_ca: Annotated[str, Meta(description="PEM file of the authority that signed tls_cert; read on every machine")] = ""
+    tls_cert: Annotated[str, Meta(description="PEM file of the machine's certificate for its shards and trainers")] = ""
+    tls_key: Annotated[str, Meta(description="PEM file of the certificate's key")] = ""
+    tls_name: Annotated[str, Meta(description="the name that all certificates carry; empty: each the address of its machine")] = ""
+    token_file: Annotated[
+        str, Meta(description="file with a secret that every lookup and push must carry; empty: one drawn for the run")
+    ] = ""
+    insecure: Annotated[bool, Meta(description="allow lookups and pushes between machines without TLS")] = False
     dashboard: Annotated[str, Meta(description="host:port of Dask's dashboard; port 0: any free one; empty: none")] = (
         "127.0.0.1:8787"
     )

@@ -48,6 +48,18 @@ class UnknownBatchError(FlowpsError):
     """A batch's id does not fit: a push of a batch that is not in flight, or a second lookup of one that is."""
 
 
+class ClusterError(FlowpsError):
+    """A Dask cluster cannot be reached, does not offer what a run needs, or has lost it."""
+
+
+class MissingWorkersError(ClusterError):
+    """A cluster's workers do not offer all that a run needs; more may join."""
+
+
+class WireError(FlowpsError):
+    """A shard's server cannot be started or reached, or refused a call."""
+
+
 class StoppedError(FlowpsError):
     """The run was asked to stop while something waited."""
 

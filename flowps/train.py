@@ -19,12 +19,13 @@ from itertools import chain, count
 from pathlib import Path
 from types import FrameType
 
+import distributed
 from rich.console import Console
 
 from flowps.arguments import parse
 from flowps.cluster.announce import announce_plan, announce_result
-from flowps.cluster.launch import embedded
-from flowps.cluster.plan import plan
+from flowps.cluster.launch import gather_workers, launch
+from flowps.cluster.plan import Plan, plan
 from flowps.cluster.run import Result, run
 from flowps.cluster.run_dir import RunDir
 from flowps.config import Config
@@ -43,20 +44,27 @@ def train(config: Config, console: Console | None = None) -> Result:
     """
     console = console or PlainConsole()
     console.print(f"flowps {__version__}")
-    planned = plan(config)
-    announce_plan(console, planned)
-    run_dir = RunDir(_run_dir_path(config))
-    with closing(run_dir), _interruptible() as interrupts:
+    with _interruptible() as interrupts, launch(config) as (client, dashboard):
+        assignment = gather_workers(client, config, lambda said: console.print(said, soft_wrap=True), lambda: bool(interrupts))
+        planned = plan(config, assignment)
+        announce_plan(console, planned)
+        console.print(f"dashboard: {dashboard or 'off'}", soft_wrap=True)
+        return _train(client, planned, console, interrupts)
+
+
+def _train(client: distributed.Client, planned: Plan, console: Console, interrupts: list[int]) -> Result:
+    config = planned.config
+    # Absolute: workers are elsewhere.
+    run_dir = RunDir(_run_dir_path(config).absolute())
+    with closing(run_dir):
         if run_dir.prepare(config, planned.schema):
             console.print(
                 f"{run_dir.path} held an earlier run with this schema; it is in {run_dir.previous} until this one has finished",
                 soft_wrap=True,
             )
-        with embedded(planned) as (client, dashboard):
-            console.print(f"dashboard: {dashboard or 'off'}", soft_wrap=True)
-            live = config.status.progress == "live" or (config.status.progress == "auto" and console.is_terminal)
-            with Display(console, live, config.epochs, planned.train_rows) as display:
-                result = run(client, planned, run_dir, [run_dir.record, display], lambda: bool(interrupts))
+        live = config.status.progress == "live" or (config.status.progress == "auto" and console.is_terminal)
+        with Display(console, live, config.epochs, planned.train_rows) as display:
+            result = run(client, planned, run_dir, [run_dir.record, display], lambda: bool(interrupts))
         run_dir.finish(result.summary(planned))
         announce_result(console, planned, result, run_dir)
         if result.finished.stopped:

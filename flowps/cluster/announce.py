@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flowps.cluster.plan import Plan
-from flowps.cluster.run import Result
+from flowps.cluster.run import Result, expected
 from flowps.cluster.run_dir import RunDir
+from flowps.cluster.shard_report import PlacementReport, balance, shard_table
 from flowps.hub.partition import Partition
 from flowps.ps.table import TableStats
 from flowps.status.lines import quality
@@ -44,6 +45,10 @@ def announce_plan(console: Console, plan: Plan) -> None:
     console.print(table)
     if len(lines) > _SHOWN_COLUMNS:
         console.print(f"… and {len(lines) - _SHOWN_COLUMNS} more columns, all in schema.json")
+    for remark in plan.assignment.remarks:
+        console.print(remark, soft_wrap=True)
+    if plan.forecast:
+        announce_shards(console, expected(plan))
     memory = plan.memory
     console.print(
         f"memory: tables up to {memory.tables / _GIB:.1f} GiB{_when(plan)}, "
@@ -53,6 +58,12 @@ def announce_plan(console: Console, plan: Plan) -> None:
     )
 
 
+def announce_shards(console: Console, report: PlacementReport) -> None:
+    """Who has which slots, and how evenly the load is spread."""
+    console.print(shard_table(report))
+    console.print(balance(report), soft_wrap=True)
+
+
 def announce_result(console: Console, plan: Plan, result: Result, run_dir: RunDir) -> None:
     """Test quality, next to the best reachable where it is known, and what was left where."""
     if result.test is not None:
@@ -60,6 +71,8 @@ def announce_result(console: Console, plan: Plan, result: Result, run_dir: RunDi
         console.print(f"test: {quality(result.test)}{best}", soft_wrap=True, highlight=False)
     elif not plan.test:
         console.print("test: not evaluated; give --data.test to measure quality on data that was not trained on")
+    if len(result.placement.shards) > 1:
+        announce_shards(console, result.placement)
     for table in result.tables:
         _announce_losses(console, table)
     console.print(

@@ -1,50 +1,169 @@
-"""A Dask client to run on: the embedded cluster, one process with threads."""
+"""A Dask client to run on: one process with threads, local processes, or a cluster that is there already."""
 
 from __future__ import annotations
 
+import json
 import logging
+import signal
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import dask
 import distributed
+from dask.system import CPU_COUNT
 
-from flowps.cluster.plan import Plan
-from flowps.errors import ConfigError
+from flowps.cluster.assign import Assignment, assign
+from flowps.cluster.offer import ask
+from flowps.config import Config
+from flowps.errors import ClusterError, ConfigError, MissingWorkersError, StoppedError
 
 # Dask's sampling profiler stops every thread 100 times a second to look at its stack, here on the trainer's own cores.
-_EMBEDDED = {"distributed.worker.profile.enabled": False}
+_LOCAL = {"distributed.worker.profile.enabled": False}
+_LOOPBACK = "127.0.0.1"
+_POLL_S = 0.5  # between two looks at who has joined
 
 
 @contextmanager
-def embedded(plan: Plan) -> Iterator[tuple[distributed.Client, str]]:
-    """A client of a cluster in this process, gone when the context is left, and the dashboard's address ("": none).
+def launch(config: Config) -> Iterator[tuple[distributed.Client, str]]:
+    """A client of the cluster that `config` asks for, and the dashboard's address ("": none).
 
-    Raises ConfigError for a dashboard address that cannot be used.
+    What was started here is gone when the context is left. Raises ConfigError for a dashboard address that cannot be used, and for
+    knobs that contradict each other; ClusterError for a scheduler that does not answer.
     """
-    address = plan.config.cluster.dashboard
+    if config.cluster.scheduler:
+        if config.cluster.mode == "processes":
+            raise ConfigError("cluster.mode = processes and cluster.scheduler are both set: give one")
+        with _connected(config) as client:
+            yield client, str(client.dashboard_link or "")
+        return
+    if config.cluster.mode == "embedded" and config.trainer.count > 1:
+        raise ConfigError(
+            f"trainer.count = {config.trainer.count} in one process: each trainer needs a process of its own; "
+            "give --cluster.mode processes, or a cluster (--cluster.scheduler)"
+        )
+    address = config.cluster.dashboard
     port = address.rpartition(":")[2]
     if address and not (port.isdigit() and int(port) < 1 << 16):
         raise ConfigError(f"cluster.dashboard: found {address!r}, expected host:port, as in 127.0.0.1:8787 (port 0: any free one)")
-    with warnings.catch_warnings(), dask.config.set(_EMBEDDED), _quiet():
+    start = _embedded if config.cluster.mode == "embedded" else _processes
+    with warnings.catch_warnings(), dask.config.set(_LOCAL), _quiet():
         # A second run beside the first takes any free port and prints it.
         warnings.filterwarnings("ignore", message="Port .* is already in use", category=UserWarning)
         try:
-            cluster = distributed.LocalCluster(
-                n_workers=1, threads_per_worker=plan.hub_threads, processes=False, memory_limit=0,
-                # Loopback, also where there is no page to serve: Dask opens these ports in any case.
-                dashboard_address=address or "127.0.0.1:0",
-                worker_dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": bool(address)},
-            )  # fmt: skip
+            cluster = start(config, address or f"{_LOOPBACK}:0")
         except (OSError, RuntimeError) as error:
-            raise ConfigError(f"cluster.dashboard: the embedded cluster cannot start on {address!r}: {error}") from None
+            raise ConfigError(
+                f"cluster.dashboard: the {config.cluster.mode} cluster cannot start on {address!r}: {error}"
+            ) from None
         with cluster, distributed.Client(cluster) as client:
+            if config.cluster.mode == "processes":
+                client.run(_ignore_interrupts)
             yield client, _dashboard(cluster, address)
 
 
-def _dashboard(cluster: distributed.LocalCluster, address: str) -> str:
+def gather_workers(
+    client: distributed.Client, config: Config, say: Callable[[str], None], interrupted: Callable[[], bool]
+) -> Assignment:
+    """Who does what, once enough workers are there.
+
+    Says once what it waits for, up to cluster.wait_s. Raises ClusterError when that is over, and for a worker with another flowps.
+    """
+    deadline = time.monotonic() + config.cluster.wait_s
+    told = False
+    while True:
+        try:
+            return assign(ask(client, config.cluster.interface), config.ps.num_shards, config.trainer.count)
+        except MissingWorkersError as error:
+            if not config.cluster.scheduler or time.monotonic() >= deadline:
+                raise
+            missing = str(error)
+        if not told:
+            say(f"waiting up to {config.cluster.wait_s:.0f} s for workers: {missing}")
+            told = True
+        _wait_for_change(client, deadline, interrupted)
+
+
+def hub_threads(config: Config) -> int:
+    """Threads for hub tasks of a cluster that is started here."""
+    return config.cluster.threads or int(CPU_COUNT)
+
+
+def _ignore_interrupts() -> None:
+    """Runs on a worker: Ctrl-C reaches the whole process group, and only the command decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _embedded(config: Config, dashboard: str) -> distributed.LocalCluster:
+    return distributed.LocalCluster(
+        n_workers=1, threads_per_worker=hub_threads(config), processes=False, memory_limit=0,
+        # Loopback, also where there is no page to serve: Dask opens these ports in any case.
+        dashboard_address=dashboard,
+        worker_dashboard_address=f"{_LOOPBACK}:0",
+        scheduler_kwargs={"dashboard": bool(config.cluster.dashboard)},
+    )  # fmt: skip
+
+
+def _processes(config: Config, dashboard: str) -> distributed.SpecCluster:
+    """A process for the hub, one for each shard and each trainer."""
+    threads = hub_threads(config)
+    roles: dict[str, tuple[int, dict[str, float]]] = {"hub": (threads, {"HUB": threads})}
+    roles |= {f"ps-{k}": (1, {"PS": 1}) for k in range(config.ps.num_shards)}
+    roles |= {f"trainer-{k}": (1, {"TRAINER": 1}) for k in range(config.trainer.count)}
+    options = {
+        "host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0", "memory_limit": 0, "silence_logs": logging.CRITICAL,
+    }  # fmt: skip
+    workers = {
+        name: {"cls": distributed.Nanny, "options": {**options, "name": name, "nthreads": nthreads, "resources": resources}}
+        for name, (nthreads, resources) in roles.items()
+    }
+    scheduler = {
+        "cls": distributed.Scheduler,
+        "options": {"host": _LOOPBACK, "dashboard_address": dashboard, "dashboard": bool(config.cluster.dashboard)},
+    }
+    return distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+
+
+@contextmanager
+def _connected(config: Config) -> Iterator[distributed.Client]:
+    """A client of the user's cluster."""
+    address, timeout_s = config.cluster.scheduler, config.cluster.connect_timeout_s
+    if "://" not in address and address.endswith(".json"):
+        address = _address_in(Path(address))
+    try:
+        client = distributed.Client(address, timeout=timeout_s, name="flowps")
+    except (OSError, TimeoutError, ValueError) as error:
+        said = f": {error}" if isinstance(error, ValueError) else ""
+        raise ClusterError(
+            f"cluster.scheduler: no Dask scheduler answers at {address} within {timeout_s:g} s{said}; is it running, and can this "
+            "machine reach it? (dask scheduler prints its address; --cluster.connect_timeout_s waits longer)"
+        ) from None
+    with client, _quiet("worker"):
+        yield client
+
+
+def _address_in(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["address"])
+    except OSError as error:
+        raise ClusterError(f"cluster.scheduler: scheduler file {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ClusterError(f"cluster.scheduler: {path} is no scheduler file: it has no address") from None
+
+
+def _wait_for_change(client: distributed.Client, deadline: float, interrupted: Callable[[], bool]) -> None:
+    before = client.scheduler_info(n_workers=-1)["workers"].keys()
+    while time.monotonic() < deadline:
+        if interrupted():
+            raise StoppedError("stopped by a signal while waiting for workers; nothing was trained")
+        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+        if client.scheduler_info(n_workers=-1)["workers"].keys() != before:
+            return
+
+
+def _dashboard(cluster: distributed.SpecCluster, address: str) -> str:
     """The dashboard's address as asked for, with the port it really got; Dask's own link names the machine's outer address."""
     if not address:
         return ""
@@ -52,14 +171,15 @@ def _dashboard(cluster: distributed.LocalCluster, address: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Dask's remarks off the terminal while the cluster lives.
+def _quiet(*names: str) -> Iterator[None]:
+    """Keep Dask's remarks off the terminal while the cluster lives: those of `names`, or of all that run in this process.
 
     It reports a busy GIL (loading numba and TensorFlow), and every failed task with its stack trace, which the command raises and
     reports itself.
     """
     loggers = [
-        logging.getLogger(f"distributed.{name}") for name in ("core", "utils_perf", "scheduler", "worker", "worker.state_machine")
+        logging.getLogger(f"distributed.{name}")
+        for name in names or ("core", "utils_perf", "scheduler", "worker", "worker.state_machine")
     ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import psutil
-from dask.system import CPU_COUNT
-from distributed.system import MEMORY_LIMIT
-
+from flowps.cluster.assign import Assignment
+from flowps.cluster.forecast import Forecast, forecast
 from flowps.config import Config, Slot
 from flowps.errors import CapacityError, ConfigError
 from flowps.hub.decode import Dense
@@ -24,7 +23,7 @@ _GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Memory:
-    """Projected need in bytes, against what the machine has available now."""
+    """Projected need in bytes, against what the machines have available now."""
 
     tables: int
     feeds: int
@@ -36,6 +35,7 @@ class Memory:
 class Plan:
     """A run, ready to start.
 
+    forecast        what the placement was made from; None for one shard, which has everything
     capacity_rows   what each slot adds to its table's bound
     allocate        whether a slot's rows were asked for: their memory is then taken at the start
     best_auc        known for generated test data only
@@ -45,7 +45,9 @@ class Plan:
     schema: Schema
     train: tuple[Partition, ...]
     test: tuple[Partition, ...]
+    assignment: Assignment
     placement: Placement
+    forecast: Forecast | None
     capacity_rows: tuple[int, ...]
     allocate: tuple[bool, ...]
     memory: Memory
@@ -63,23 +65,20 @@ class Plan:
 
     @property
     def tasks_in_flight(self) -> int:
-        """Hub tasks that may run or wait."""
-        return tasks_in_flight(self.config)
+        """Hub tasks of one trainer that may run or wait."""
+        return _tasks_in_flight(self.config, self.assignment)
 
     @property
     def hub_threads(self) -> int:
-        """Threads for hub tasks."""
-        return hub_threads(self.config)
+        """Hub tasks that can run at once."""
+        return self.assignment.hub_threads
 
     def read_spec(self, training: bool) -> ReadSpec:
         """What hub tasks need; evaluation reads in storage order."""
-        data = self.config.data
-        return ReadSpec(
-            self.schema, Dense(data.dense_fill, data.log1p), data.batch_size, data.shuffle and training, self.config.seed
-        )
+        return _read_spec(self.config, self.schema, training)
 
 
-def plan(config: Config) -> Plan:
+def plan(config: Config, assignment: Assignment) -> Plan:
     """List the data, infer the schema, place the slots, project the memory.
 
     Raises ConfigError without data.train, DataError and SchemaError for the files, CapacityError when it cannot fit.
@@ -96,32 +95,28 @@ def plan(config: Config) -> Plan:
         test_files = list_files(data.test, "data.test", data.exclude)
         found = test_files[0]
         check_same(schema.types, found.columns, schema.columns, found.url, train_files[0].url)
-    placement = place(schema.slots, config.ps.num_shards)
     train, test = (tuple(partitions(files, data.partition_rows)) for files in (train_files, test_files))
+    expected = forecast(config, schema, train[0], _read_spec(config, schema, training=False)) if config.ps.num_shards > 1 else None
+    placement = place(schema.slots, config.ps.num_shards, expected.loads if expected else None)
     largest = max(p.num_rows for p in (*train, *test))
     # Decoded values are 8 bytes, once in storage order and once cut into batches.
-    in_hub = int(tasks_in_flight(config) * largest * max(f.values_per_row for f in (*train_files, *test_files)) * 16)
+    values_per_row = max(f.values_per_row for f in (*train_files, *test_files))
+    in_hub = int(config.trainer.count * _tasks_in_flight(config, assignment) * largest * values_per_row * 16)
     asked = [_asked_rows(slot) for slot in schema.slots]
-    capacity_rows, memory = _capacities(schema.slots, asked, placement.width, in_hub, config)
+    capacity_rows, memory = _capacities(schema.slots, asked, placement.width, in_hub, config, assignment)
     return Plan(
-        config, schema, train, test, placement, capacity_rows, tuple(rows > 0 for rows in asked), memory,
+        config, schema, train, test, assignment, placement, expected, capacity_rows, tuple(rows > 0 for rows in asked), memory,
         _best_auc(test_files),
     )  # fmt: skip
 
 
-def hub_threads(config: Config) -> int:
-    """Threads for hub tasks."""
-    return config.cluster.threads or int(CPU_COUNT)
+def _read_spec(config: Config, schema: Schema, training: bool) -> ReadSpec:
+    data = config.data
+    return ReadSpec(schema, Dense(data.dense_fill, data.log1p), data.batch_size, data.shuffle and training, config.seed)
 
 
-def tasks_in_flight(config: Config) -> int:
-    """Hub tasks that may run or wait."""
-    return config.data.tasks_in_flight or hub_threads(config) + 1
-
-
-def available_memory() -> int:
-    """Bytes this process may still take: the machine's available memory, or what a container's limit leaves of it."""
-    return min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss)
+def _tasks_in_flight(config: Config, assignment: Assignment) -> int:
+    return config.data.tasks_in_flight or math.ceil(assignment.hub_threads / config.trainer.count) + 1
 
 
 def _asked_rows(slot: Slot) -> int:
@@ -133,28 +128,56 @@ def _asked_rows(slot: Slot) -> int:
     return slot.capacity_rows or slot.capacity_bytes // row_bytes(slot)
 
 
+@dataclass
+class _Machine:
+    """A host's part of each role, as a share of all of it, and its memory."""
+
+    available: int = 0
+    shards: float = 0.0
+    trainers: float = 0.0
+    hubs: float = 0.0
+    names: set[str] = field(default_factory=set)
+
+
+def _machines(assignment: Assignment) -> list[_Machine]:
+    found: dict[str, _Machine] = {}
+    for role, offers in (("shards", assignment.shards), ("trainers", assignment.trainers), ("hubs", assignment.hubs)):
+        for offer in offers:
+            machine = found.setdefault(offer.process.partition(":")[0], _Machine())
+            machine.available = max(machine.available, offer.available)
+            machine.names.add(offer.name)
+            setattr(machine, role, getattr(machine, role) + 1 / len(offers))
+    return list(found.values())
+
+
 def _capacities(
-    slots: Sequence[Slot], asked: Sequence[int], width: int, in_hub: int, config: Config
+    slots: Sequence[Slot], asked: Sequence[int], width: int, in_hub: int, config: Config, assignment: Assignment
 ) -> tuple[tuple[int, ...], Memory]:
     """Rows each slot adds to its table's bound, and the projected memory.
 
-    A slot that asks for none gets an equal share of what ps.memory_share leaves after batches, partitions and the other slots.
+    A slot that asks for none gets an equal share of what ps.memory_share leaves after batches, partitions and the other slots. With
+    several machines the one that has least to spare for its shards decides.
     """
-    available = available_memory()
-    # Embeddings and gradients of each batch in flight, and once more inside the TensorFlow step.
-    feeds = (config.trainer.in_flight + 1) * 2 * config.data.batch_size * width * 4
+    machines = _machines(assignment)
+    available = sum(machine.available for machine in machines)
+    # Embeddings and gradients of each batch in flight, and once more inside the TensorFlow step; of every trainer.
+    feeds = config.trainer.count * (config.trainer.in_flight + 1) * 2 * config.data.batch_size * width * 4
     fixed = sum(rows * row_bytes(slot) for rows, slot in zip(asked, slots, strict=True))
-    if feeds + in_hub + fixed > available:
-        raise CapacityError(
-            f"the run does not fit in memory: {fixed / _GIB:.1f} GiB for {sum(asked):,} rows "
-            f"(capacity_rows of {sum(1 for rows in asked if rows)} slots), {in_hub / _GIB:.1f} GiB for partitions being "
-            f"decoded ({tasks_in_flight(config)} tasks; row groups are not split) and {feeds / _GIB:.1f} GiB for batches in flight "
-            f"({len(slots)} slots, {width} floats per sample × {config.data.batch_size} samples × {config.trainer.in_flight + 1} "
-            f"batches, twice), but {available / _GIB:.1f} GiB are available; lower capacity_rows, dim, data.batch_size, "
-            "trainer.in_flight or data.tasks_in_flight, or exclude columns"
-        )
+    for machine in machines:
+        need = machine.shards * fixed + machine.hubs * in_hub + machine.trainers * feeds
+        if need > machine.available:
+            raise CapacityError(
+                f"the run does not fit in memory: {machine.shards * fixed / _GIB:.1f} GiB for {sum(asked):,} rows "
+                f"(capacity_rows of {sum(1 for rows in asked if rows)} slots), {machine.hubs * in_hub / _GIB:.1f} GiB for "
+                f"partitions being decoded ({_tasks_in_flight(config, assignment)} tasks; row groups are not split) and "
+                f"{machine.trainers * feeds / _GIB:.1f} GiB for batches in flight ({len(slots)} slots, {width} floats per sample × "
+                f"{config.data.batch_size} samples × {config.trainer.in_flight + 1} batches, twice), but "
+                f"{machine.available / _GIB:.1f} GiB are available{_where(machine, machines)}; lower capacity_rows, dim, "
+                "data.batch_size, trainer.in_flight or data.tasks_in_flight, or exclude columns"
+            )
     automatic = [slot for rows, slot in zip(asked, slots, strict=True) if not rows]
-    budget = available * config.ps.memory_share - feeds - in_hub - fixed
+    left = [(m.available * config.ps.memory_share - m.trainers * feeds - m.hubs * in_hub) / m.shards for m in machines if m.shards]
+    budget = min(left) - fixed
     share = {id(slot): max(0, int(budget / len(automatic) / row_bytes(slot))) for slot in automatic}
     if automatic and min(share.values()) < _LEAST_ROWS:
         raise CapacityError(
@@ -165,6 +188,10 @@ def _capacities(
     rows = tuple(min(n or share[id(slot)], MAX_ROWS) for n, slot in zip(asked, slots, strict=True))
     tables = sum(n * row_bytes(slot) for n, slot in zip(rows, slots, strict=True))
     return rows, Memory(tables, feeds, in_hub, available)
+
+
+def _where(machine: _Machine, machines: Sequence[_Machine]) -> str:
+    return "" if len(machines) == 1 else f" to {', '.join(sorted(machine.names)[:4])}"
 
 
 def _best_auc(files: Sequence[SampleFile]) -> float | None:

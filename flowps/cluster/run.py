@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import queue
+import secrets
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,17 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import distributed
+import msgspec
 
-from flowps.cluster import roles
+from flowps.cluster.offer import Offer
 from flowps.cluster.plan import Plan
 from flowps.cluster.run_dir import RunDir
-from flowps.errors import FlowpsError, RunDirError
+from flowps.cluster.shard_report import PlacementReport, ShardReport
+from flowps.cluster.shard_role import ShardActor
+from flowps.cluster.trainer_role import Trained, request_stop, train
+from flowps.errors import ClusterError, FlowpsError, RunDirError
+from flowps.ps.placement import describe, predict, shares
 from flowps.ps.table import TableStats
 from flowps.status.event import Event, Finished, Metrics, from_wire
 
 _POLL_S = 0.2  # how long an interrupt may wait to be seen
 _STOP_S = 60.0  # for a step to end and the model to be saved
 _LAST_EVENT_S = 30.0  # events travel beside the result; the last one may come after it
+_WATCH_S = 2.0  # between two looks at whether the workers are still there
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Result:
     finished: Finished
     test: Metrics | None
     rows: int
+    placement: PlacementReport
     tables: tuple[TableStats, ...] = ()
 
     def summary(self, plan: Plan) -> dict[str, object]:
@@ -53,47 +62,127 @@ def run(
 ) -> Result:
     """Train on `client`. Every event goes to every subscriber, on the calling thread.
 
-    `interrupted` is asked a few times a second; once it says True the trainer stops after its step, and what was trained is saved.
-    Raises what a role or a subscriber raised, after saving the rows, unless nothing was trained or the model has given NaN.
+    `interrupted` is asked a few times a second; once it says True the trainers stop after their step, and what was trained is
+    saved. Raises what a role or a subscriber raised, after saving the rows, unless nothing was trained or the model has given NaN.
     """
     run_id = f"flowps-{uuid.uuid4().hex[:12]}"
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     client.subscribe_topic(run_id, lambda event: events.put(from_wire(event[1])))
-    shards: list[Any] = []
-    trainer = None
+    report = expected(plan)
+    run_dir.place(report)
+    roles = _Roles(client, plan, run_id)
     try:
-        for k in range(len(plan.placement.shards)):
-            shards.append(client.submit(roles.ShardActor, run_id, plan, k, actor=True, pure=False).result())
-        trainer = client.submit(roles.train, run_id, plan, str(run_dir.model), pure=False, retries=0)
+        roles.start(str(run_dir.model))
         try:
-            _follow(client, run_id, trainer, events, subscribers, interrupted)
-            finished, test = trainer.result()
+            _follow(roles, events, subscribers, interrupted)
+            trained = roles.trained()
         except BaseException as error:
-            _stop(client, run_id, trainer)
-            saved = _rescue(shards, run_dir, model_failed=isinstance(error, RunDirError))
+            roles.stop()
+            saved = _rescue(roles, run_dir, model_failed=isinstance(error, RunDirError))
             if saved and isinstance(error, FlowpsError):
                 raise type(error)(f"{error}; {saved}") from error
             raise
-        tables = tuple(stats for actor in shards for stats in actor.stats().result())
-        return Result(finished, test, _export(shards, run_dir), tables)
+        run_dir.check_model()
+        tables = tuple(stats for of_shard in roles.ask_shards("stats") for stats in of_shard)
+        rows = _export(roles, run_dir)
+        report = _measured(report, plan, roles, trained, rows)
+        run_dir.place(report)
+        return Result(trained.finished, trained.test, sum(rows.values()), report, tables)
     finally:
-        if trainer is not None:
-            _stop(client, run_id, trainer)
+        roles.stop()
         client.unsubscribe_topic(run_id)
-        for actor in shards:
+        roles.close()
+
+
+def expected(plan: Plan) -> PlacementReport:
+    """The placement, and the load that is expected of each shard."""
+    slots = plan.schema.slots
+    loads = predict(plan.placement, slots, plan.forecast.loads) if plan.forecast else [None] * len(plan.placement.shards)
+    shards = [
+        ShardReport(offer.name, describe(pieces, slots), load)
+        for offer, pieces, load in zip(plan.assignment.shards, plan.placement.shards, loads, strict=True)
+    ]
+    return PlacementReport(plan.forecast.source if plan.forecast else "one shard has everything", shards)
+
+
+class _Roles:
+    """The roles of a run on their workers."""
+
+    def __init__(self, client: distributed.Client, plan: Plan, run_id: str) -> None:
+        self._client, self._plan, self._run_id = client, plan, run_id
+        self._shards: list[Any] = []
+        self.trainers: list[distributed.Future] = []
+
+    def start(self, model_path: str) -> None:
+        """Create the shards, serve them where a trainer is in another process, and start the trainers."""
+        plan, token = self._plan, secrets.token_hex(32)
+        created = [
+            self._submit(ShardActor, self._run_id, plan, k, offer=offer, actor=True)
+            for k, offer in enumerate(plan.assignment.shards)
+        ]
+        for future in created:
+            self._shards.append(self._wait(future))
+        served = not plan.assignment.is_one_process
+        addresses = self.ask_shards("serve", token) if served else [""] * len(self._shards)
+        self.trainers = [
+            self._submit(train, self._run_id, plan, number, addresses, token, model_path, offer=offer, retries=0)
+            for number, offer in enumerate(plan.assignment.trainers)
+        ]
+
+    def ask_shards(self, method: str, *arguments: object) -> list[Any]:
+        """Call a method of all shards' actors at once; their answers in order."""
+        asked = [getattr(shard, method)(*arguments) for shard in self._shards]
+        return [self._wait(answer) for answer in asked]
+
+    def trained(self) -> Trained:
+        """What the first trainer has returned, who speaks for all."""
+        return self.trainers[0].result()
+
+    def check(self) -> None:
+        """Raise ClusterError when a worker that holds a shard or a trainer has gone."""
+        there = self._client.scheduler_info(n_workers=-1)["workers"]
+        for what, offers in (("shard", self._plan.assignment.shards), ("trainer", self._plan.assignment.trainers)):
+            for k, offer in enumerate(offers):
+                if offer.address not in there:
+                    raise ClusterError(
+                        f"worker {offer.name} at {offer.address} was lost, and {what} {k} with it: look into its log; was it "
+                        "killed for its memory?"
+                    )
+
+    def request_stop(self) -> None:
+        """Ask all trainers to stop after their step."""
+        there = self._client.scheduler_info(n_workers=-1)["workers"]
+        workers = [offer.address for offer in self._plan.assignment.trainers if offer.address in there]
+        if workers:
+            self._client.run(request_stop, self._run_id, workers=workers)
+
+    def stop(self) -> None:
+        """End trainers that still run, because something else has failed: nothing may be taken from under them."""
+        running = [trainer for trainer in self.trainers if not trainer.done()]
+        if running:
+            self.request_stop()
+            with suppress(TimeoutError):  # one is stuck: the error that ended the run matters more
+                distributed.wait(running, timeout=_STOP_S)
+
+    def close(self) -> None:
+        """Give the shards' memory back."""
+        for shard in self._shards:
             with suppress(Exception):  # the error that ends the run is the one to show
-                actor.close().result()
+                shard.close().result(timeout=_STOP_S)
+
+    def _submit(self, function: Callable[..., object], *arguments: object, offer: Offer, **how: Any) -> distributed.Future:
+        return self._client.submit(function, *arguments, workers=[offer.address], allow_other_workers=False, pure=False, **how)
+
+    def _wait(self, future: Any) -> Any:
+        """The result of something that runs on a worker, as long as all workers are there."""
+        while True:
+            try:
+                return future.result(timeout=_WATCH_S)
+            except TimeoutError:
+                self.check()
 
 
-def _stop(client: distributed.Client, run_id: str, trainer: distributed.Future) -> None:
-    """End a trainer that still runs, because a subscriber has failed: nothing may be taken from under it."""
-    if not trainer.done():
-        client.run(roles.request_stop, run_id)
-        with suppress(TimeoutError):  # it is stuck: the error that ended the run matters more
-            distributed.wait(trainer, timeout=_STOP_S)
-
-
-def _rescue(shards: Sequence[Any], run_dir: RunDir, model_failed: bool) -> str:
+def _rescue(roles: _Roles, run_dir: RunDir, model_failed: bool) -> str:
     """Save the rows of a run that has failed; in words, what is left of it.
 
     "" if the trainer has left no model, because there was nothing to save; but not if it could not be written (`model_failed`): the
@@ -103,7 +192,7 @@ def _rescue(shards: Sequence[Any], run_dir: RunDir, model_failed: bool) -> str:
     if not has_model and not model_failed:
         return ""
     try:
-        rows = _export(shards, run_dir)
+        rows = sum(_export(roles, run_dir).values())
     except FlowpsError as error:
         return f"of what was trained before only the dense model is in {run_dir.path}: {error}" if has_model else ""
     if not rows and not has_model:
@@ -111,27 +200,50 @@ def _rescue(shards: Sequence[Any], run_dir: RunDir, model_failed: bool) -> str:
     return f"what was trained before, {rows:,} rows {'and the' if has_model else 'without the'} dense model, is in {run_dir.path}"
 
 
-def _export(shards: Sequence[Any], run_dir: RunDir) -> int:
-    return sum(actor.export(str(run_dir.embeddings)).result() for actor in shards)
+def _export(roles: _Roles, run_dir: RunDir) -> dict[str, int]:
+    """Save all rows; how many each slot has."""
+    found: dict[str, int] = {}
+    for of_shard in roles.ask_shards("export", str(run_dir.embeddings)):
+        for slot, rows in of_shard.items():
+            found[slot] = found.get(slot, 0) + rows
+    return found
+
+
+def _measured(
+    report: PlacementReport, plan: Plan, roles: _Roles, trained: Trained, rows: dict[str, int]
+) -> PlacementReport:  # fmt: skip
+    """The report with what the run has measured."""
+    work = roles.ask_shards("work")
+    found = shares([(w.signs, w.rows, w.bytes, w.busy_s) for w in work])
+    shards = [msgspec.structs.replace(shard, measured=load) for shard, load in zip(report.shards, found, strict=True)]
+    loads = {
+        slot.name: msgspec.structs.replace(load, rows=rows.get(slot.name, 0))
+        for slot, load in zip(plan.schema.slots, trained.loads, strict=True)
+    }
+    return msgspec.structs.replace(report, shards=shards, loads=loads)
 
 
 def _follow(
-    client: distributed.Client, run_id: str, trainer: distributed.Future, events: queue.SimpleQueue[Event],
-    subscribers: Sequence[Callable[[Event], None]], interrupted: Callable[[], bool],
+    roles: _Roles, events: queue.SimpleQueue[Event], subscribers: Sequence[Callable[[Event], None]],
+    interrupted: Callable[[], bool],
 ) -> None:  # fmt: skip
-    """Pass events on until the trainer's last one, or until it has failed."""
-    asked = False
+    """Pass events on until the trainers' last one, or until one has failed."""
+    asked, watched = False, time.monotonic()
     while True:
         if interrupted() and not asked:
             asked = True
-            client.run(roles.request_stop, run_id)
-        done = trainer.done()
-        failed = trainer.status in ("error", "cancelled", "lost")
+            roles.request_stop()
+        if time.monotonic() - watched >= _WATCH_S:
+            roles.check()
+            watched = time.monotonic()
+        done = all(trainer.done() for trainer in roles.trainers)
+        failed = [trainer for trainer in roles.trainers if trainer.status in ("error", "cancelled", "lost")]
         try:
             event = events.get(timeout=_LAST_EVENT_S if done and not failed else _POLL_S)
         except queue.Empty:
             if failed:
-                return
+                failed[0].result()
+                raise FlowpsError("a trainer was cancelled") from None
             if done:
                 raise FlowpsError(f"the trainer ended, but its last event did not arrive within {_LAST_EVENT_S:.0f} s") from None
             continue

@@ -6,6 +6,7 @@ metrics.jsonl   one line per interval and evaluation
 status.jsonl    one line per status report
 model.keras     the dense model
 embeddings/     one Parquet file per slot
+placement.json  which slots are on which shard, the load that was expected of each and, in the end, the load there was
 summary.json    the end of the run: figures and paths
 previous/       what an earlier run left there, until this one has finished
 
@@ -24,11 +25,19 @@ from typing import Any
 
 import msgspec
 
+from flowps.cluster.shard_report import PlacementReport
 from flowps.config import Config
 from flowps.errors import RunDirError
 from flowps.hub.schema import Schema
 from flowps.knob import dump
 from flowps.status.event import Evaluated, Event, Finished, Interval, Started, StatusReport
+
+_PLACEMENT = "placement.json"
+
+
+def read_placement(folder: Path) -> PlacementReport:
+    """What the run in `folder` has written of its placement. Raises OSError and msgspec.MsgspecError."""
+    return msgspec.json.decode((folder / _PLACEMENT).read_bytes(), type=PlacementReport)
 
 
 class RunDir:
@@ -42,6 +51,7 @@ class RunDir:
         self.previous = path / "previous"
         self._aside = path / "previous.unfinished"
         self._config, self._schema = path / "config.toml", path / "schema.json"
+        self._placement = path / _PLACEMENT
         self._metrics, self._status = path / "metrics.jsonl", path / "status.jsonl"
         self._lock: int | None = None
 
@@ -95,19 +105,36 @@ class RunDir:
         elif isinstance(event, Started | Interval | Evaluated | Finished):
             self._append(self._metrics, msgspec.to_builtins(event))
 
+    def place(self, report: PlacementReport) -> None:
+        """Write what is known of the placement so far."""
+        self._write(self._placement, report)
+
+    def check_model(self) -> None:
+        """Raise RunDirError if the trainer's worker has written to another disk."""
+        if not self.model.exists():
+            raise RunDirError(
+                f"{self.model}: the trainer's worker has written it, but it is not on this machine; give a run directory "
+                "(--run_dir) on a file system that all machines share"
+            )
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary, last, and give up what the earlier run left."""
-        unfinished = self.summary.with_suffix(".unfinished")
-        try:
-            unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
-            unfinished.rename(self.summary)
-        except OSError as error:
-            raise RunDirError(f"{self.summary}: cannot be written: {error.strerror or error}") from None
+        self._write(self.summary, summary)
         shutil.rmtree(self.previous, ignore_errors=True)
 
     def _put_aside(self) -> None:
         """Move what the earlier run trained to `previous/`, its own `previous/` too; of one that trained nothing, nothing stays."""
-        left = [self.model, self.summary, self.embeddings, self._config, self._metrics, self._status, self.previous, self._schema]
+        left = [
+            self.model,
+            self.summary,
+            self.embeddings,
+            self._config,
+            self._metrics,
+            self._status,
+            self._placement,
+            self.previous,
+            self._schema,
+        ]
         if not self._aside.exists():  # or an interrupted move is taken up again
             if not any(path.exists() for path in (self.model, self.summary, self.embeddings)):
                 for path in left:
@@ -144,6 +171,16 @@ class RunDir:
                 "choose another with --run_dir, or make the schemas equal"
             )
         return True
+
+    @staticmethod
+    def _write(path: Path, content: object) -> None:
+        """Whole or not at all."""
+        unfinished = path.with_suffix(".unfinished")
+        try:
+            unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(content)) + b"\n")
+            unfinished.rename(path)
+        except OSError as error:
+            raise RunDirError(f"{path}: cannot be written: {error.strerror or error}") from None
 
     @staticmethod
     def _append(path: Path, line: dict[str, Any]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import distributed
@@ -73,6 +74,7 @@ class HubStream(Iterator[Batch]):
     order : the partitions of this epoch, in reading order.
     tasks_in_flight : at most this many partitions are being decoded or wait, decoded, to be read.
     status : gets `DecodePartition` (time of each task) and counts `empty_reads`.
+    placing : keywords of `Client.submit` that say on which workers the tasks may run.
 
     One thread at a time may call `next`; `close` may come from any thread and makes a waiting `next` raise StoppedError.
     A task's exception (DataError, …) is raised by `next`, and by every later one: nobody reads on behind a gap. The end is
@@ -88,8 +90,9 @@ class HubStream(Iterator[Batch]):
         epoch: int,
         tasks_in_flight: int,
         status: RunStatus,
+        placing: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self._client, self._spec, self._epoch, self._status = client, spec, epoch, status
+        self._client, self._spec, self._epoch, self._status, self._placing = client, spec, epoch, status, placing
         self._tasks = self._plan(order)
         self._ready: deque[Batch] = deque()
         self._open: list[Batch] = []
@@ -135,7 +138,7 @@ class HubStream(Iterator[Batch]):
 
     def _submit(self) -> None:
         for partition, open_rows in self._tasks:
-            future = self._client.submit(read_partition, partition, self._spec, self._epoch, open_rows, pure=False)
+            future = self._client.submit(read_partition, partition, self._spec, self._epoch, open_rows, pure=False, **self._placing)
             with self._lock:
                 if not self._closed:
                     self._futures.append(future)

@@ -1,55 +1,83 @@
 """`PsClient`: what a trainer calls. Slices a batch by placement, asks every shard at once, puts the answers in one buffer.
 
-Covers shards in the same process, which write straight into the buffer. Any thread may call any method.
+A shard in the same process that holds whole slots writes straight into the buffer; of all others, `parcel` takes the answers apart.
+Any thread may call any method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from flowps.batch import Batch, Float32
+from flowps.config import Slot
+from flowps.ps.endpoint import Endpoint, LocalEndpoint
+from flowps.ps.load import LoadMeter
 from flowps.ps.memory import aligned_empty
+from flowps.ps.parcel import Route, SplitSlot
 from flowps.ps.placement import Placement
 from flowps.ps.shard import Shard
 from flowps.ps.team import Team
+from flowps.status.run_status import RunStatus
 
 
 class PsClient:
-    """Lookups and pushes over `shards`, placed as `placement` says."""
+    """Lookups and pushes over `shards`, placed as `placement` says, for the slots `slots`.
 
-    def __init__(self, shards: Sequence[Shard], placement: Placement) -> None:
-        self._width = placement.width
-        columns = np.array(placement.columns, np.int64)
-        self._shards: list[tuple[Shard, NDArray[np.int64], NDArray[np.int64]]] = []
-        for shard, slots in zip(shards, placement.shards, strict=True):
-            if slots:
-                positions = np.array(slots, np.int64)
-                self._shards.append((shard, positions, columns[positions]))
-        self._team = Team(max(1, len(self._shards)), "flowps-ps-client")
+    shards   one for each of the placement: a Shard in this process, or an Endpoint; of a shard without slots, anything
+    status   gets LookupShardK and PushShardK, the time of each call to shard K, where there are several
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard | Endpoint], placement: Placement, slots: Sequence[Slot], status: RunStatus | None = None
+    ) -> None:
+        self._route = Route(placement, slots)
+        self._paths: list[_Path] = []
+        for k, pieces in enumerate(placement.shards):
+            shard = shards[k]
+            if not pieces:
+                continue
+            if not isinstance(shard, Shard):
+                self._paths.append(_Packed(shard, self._route, k))
+            elif self._route.positions(k) is None:
+                widths = [slots[piece.slot].width for piece in pieces]
+                self._paths.append(_Packed(LocalEndpoint(shard, widths), self._route, k))
+            else:
+                self._paths.append(_Direct(shard, self._route, k))
+        self._status = status if len(self._paths) > 1 else None
+        self._meter = LoadMeter(len(slots))
+        self._team = Team(max(1, len(self._paths)), "flowps-ps-client")
+
+    @property
+    def meter(self) -> LoadMeter:
+        """What the training lookups have asked for."""
+        return self._meter
 
     def lookup(self, batch_id: int, batch: Batch, training: bool) -> Float32:
         """Pooled embeddings of `batch`, float32 [size, width]. See `Shard.lookup` for `training` and the errors.
 
         When one shard fails, the others forget the batch.
         """
-        out = aligned_empty((batch.size, self._width))
-        answered: list[Shard] = []
+        out = aligned_empty((batch.size, self._route.width))
+        split = self._route.split(batch)
+        answers: list[Float32 | None] = [None] * self._route.num_shards
+        answered: list[_Path] = []
 
-        def ask(k: int) -> None:
-            shard, positions, columns = self._shards[k]
-            shard.lookup(batch_id, batch.signs, batch.offsets, batch.size, positions, columns, out, training, batch.shares)
-            answered.append(shard)
+        def ask(n: int) -> None:
+            path = self._paths[n]
+            answers[path.shard] = path.lookup(batch_id, batch, split, out, training)
+            answered.append(path)
 
         try:
-            self._team.run(ask, len(self._shards))
+            self._run(ask, "Lookup")
         except BaseException:
             if training:
-                for shard in answered:
-                    shard.forget(batch_id)
+                for path in answered:
+                    path.forget(batch_id)
             raise
+        self._route.add_up(answers, out)
+        if training:
+            self._meter.observe(batch)
         return out
 
     def push(self, batch_id: int, grads: Float32, rate_scale: float = 1.0) -> None:
@@ -57,8 +85,86 @@ class PsClient:
 
         rate_scale   what the learning rates of all slots are multiplied by in this push
         """
-        self._team.run(lambda k: self._shards[k][0].push(batch_id, grads, rate_scale), len(self._shards))
+        self._run(lambda n: self._paths[n].push(batch_id, grads, rate_scale), "Push")
+
+    def forget(self, batch_id: int) -> None:
+        """There will be no push of this batch."""
+        for path in self._paths:
+            path.forget(batch_id)
 
     def close(self) -> None:
         """End the client's threads."""
         self._team.close()
+
+    def _run(self, work: Callable[[int], object], what: str) -> None:
+        if self._status is None:
+            self._team.run(work, len(self._paths))
+            return
+        status = self._status
+
+        def timed(n: int) -> None:
+            with status.timed(f"{what}Shard{self._paths[n].shard}"):
+                work(n)
+
+        self._team.run(timed, len(self._paths))
+
+
+class _Path(Protocol):
+    """The way to one shard."""
+
+    shard: int
+
+    def lookup(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32, training: bool) -> Float32 | None:
+        """Write what lives whole on the shard into `out`; the answer itself, where there are parts to add up."""
+
+    def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
+        """Give the shard its part of `grads`."""
+
+    def forget(self, batch_id: int) -> None:
+        """There will be no push."""
+
+
+class _Direct(_Path):
+    """A shard in this process that holds whole slots: it works in the batch's own arrays."""
+
+    def __init__(self, shard: Shard, route: Route, k: int) -> None:
+        positions = route.positions(k)
+        assert positions is not None
+        self.shard = k
+        self._shard, self._positions, self._columns = shard, positions, route.columns(k)
+
+    def lookup(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32, training: bool) -> None:
+        """See _Path."""
+        self._shard.lookup(
+            batch_id, batch.signs, batch.offsets, batch.size, self._positions, self._columns, out, training, batch.shares
+        )
+
+    def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
+        """See _Path."""
+        return self._shard.push(batch_id, grads, rate_scale)
+
+    def forget(self, batch_id: int) -> None:
+        """See _Path."""
+        self._shard.forget(batch_id)
+
+
+class _Packed(_Path):
+    """A shard that is asked with a parcel and answers with lines of its own."""
+
+    def __init__(self, endpoint: Endpoint, route: Route, k: int) -> None:
+        self.shard = k
+        self._endpoint, self._route = endpoint, route
+
+    def lookup(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32, training: bool) -> Float32:
+        """See _Path."""
+        answer = self._endpoint.lookup(batch_id, self._route.parcel(self.shard, batch, split), training)
+        self._route.scatter(self.shard, answer, out)
+        return answer
+
+    def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
+        """See _Path."""
+        return self._endpoint.push(batch_id, self._route.gather(self.shard, grads), rate_scale)
+
+    def forget(self, batch_id: int) -> None:
+        """See _Path."""
+        self._endpoint.forget(batch_id)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from itertools import chain, groupby
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -17,16 +18,19 @@ from flowps.ps.shard import SlotRows
 _LONGEST_NAME = 200  # bytes; file systems take 255, and there are endings to add
 
 
-def export_rows(chunks: Iterable[SlotRows], folder: Path) -> int:
-    """Write each slot's rows to the file `file_name` in `folder` and return the number of rows.
+def export_rows(chunks: Iterable[SlotRows], folder: Path, parts: Mapping[str, str] = MappingProxyType({})) -> dict[str, int]:
+    """Write each slot's rows to the file `file_name` in `folder` and return each slot's number of rows.
 
     `chunks` come slot by slot, as `Shard.rows` gives them. A file appears whole or not at all. The slot's name and pooling are in
     its metadata. Raises OSError where the files cannot be written.
+
+    parts   for a slot that is split over several shards, what to add to its file's name
     """
     folder.mkdir(parents=True, exist_ok=True)
-    total = 0
+    found: dict[str, int] = {}
     for slot, of_slot in groupby(chunks, key=lambda chunk: chunk.slot):
-        path = folder / file_name(slot.name)
+        path = folder / file_name(slot.name, parts.get(slot.name, ""))
+        found[slot.name] = 0
         unfinished = folder / f"{path.name}.unfinished"
         metadata = {"flowps.slot": slot.name, "flowps.pooling": slot.pooling}
         first = _table(next(of_slot), metadata)
@@ -34,19 +38,19 @@ def export_rows(chunks: Iterable[SlotRows], folder: Path) -> int:
             with pq.ParquetWriter(unfinished, first.schema, compression="zstd") as writer:
                 for table in chain([first], (_table(chunk, metadata) for chunk in of_slot)):
                     writer.write_table(table)
-                    total += table.num_rows
+                    found[slot.name] += table.num_rows
             unfinished.rename(path)
         finally:
             unfinished.unlink(missing_ok=True)
-    return total
+    return found
 
 
-def file_name(slot: str) -> str:
-    """`<slot, percent-encoded>.parquet`; of a name too long for a file its beginning and, so that no two are the same, a hash."""
+def file_name(slot: str, part: str = "") -> str:
+    """`<slot, percent-encoded><part>.parquet`; of a name too long for a file its beginning and, so that all differ, a hash."""
     encoded = quote(slot, safe=" ")
     if len(encoded) > _LONGEST_NAME:
         encoded = f"{encoded[: _LONGEST_NAME - 33]}-{blake2b(slot.encode(), digest_size=16).hexdigest()}"
-    return f"{encoded}.parquet"
+    return f"{encoded}{part}.parquet"
 
 
 def _table(rows: SlotRows, metadata: dict[str, str]) -> pa.Table:

@@ -10,6 +10,7 @@ Threads: any thread may call any method; lookups and pushes of different batches
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from flowps.batch import Float32, Int32, Uint64
 from flowps.config import Slot
 from flowps.errors import CapacityError, DataError, UnknownBatchError
 from flowps.ps import optimizer
+from flowps.ps.memory import row_bytes
 from flowps.ps.table import Bags, Table, TableStats, Touched
 from flowps.ps.team import Team
 
@@ -32,6 +34,16 @@ class SlotRows:
     signs: Uint64
     weights: Float32
     state: Float32
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What a shard has done and holds: signs looked up in training, seconds in such lookups and in pushes, rows, their bytes."""
+
+    signs: int
+    busy_s: float
+    rows: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class Shard:
         self._max_in_flight = max_in_flight
         self._team = Team(threads, "flowps-ps")
         self._lock = threading.Lock()
+        self._signs, self._busy_s = 0, 0.0
         # None: reserved by a lookup that has not ended.
         self._remembered: dict[int, _Remembered | None] = {}
         members: dict[tuple[int, optimizer.Optimizer, str], list[int]] = {}
@@ -110,6 +123,7 @@ class Shard:
                 table.read(of, out)
             return
         self._reserve(batch_id)
+        began = time.perf_counter()
         touched: list[Touched] = []
         try:
             for table, of in bags:
@@ -120,6 +134,8 @@ class Shard:
                 self._remembered.pop(batch_id, None)
             raise
         with self._lock:
+            self._signs += sum(int((of.stops - of.starts).sum()) for _, of in bags)
+            self._busy_s += time.perf_counter() - began
             given_up = batch_id not in self._remembered
             if not given_up:
                 self._remembered[batch_id] = _Remembered(touched, out.shape)
@@ -154,13 +170,15 @@ class Shard:
                 f"batch {batch_id}: a push came, but the shard remembers no lookup of it; was it pushed before, or never looked up?"
             )
         touched = remembered.touched
-        stepped = 0
+        began, stepped = time.perf_counter(), 0
         for k, (_, table) in enumerate(self._tables):
             try:
                 stepped += table.push(touched[k], grads, rate_scale)
             except BaseException:
                 self._give_up(touched[k + 1 :], first=k + 1)
                 raise
+        with self._lock:
+            self._busy_s += time.perf_counter() - began
         return stepped
 
     def erase(self, slot: str, signs: Uint64) -> int:
@@ -176,6 +194,12 @@ class Shard:
     def stats(self) -> list[TableStats]:
         """What each table has done and holds."""
         return [table.stats() for _, table in self._tables]
+
+    def work(self) -> ShardWork:
+        """What was done so far."""
+        sizes = [(table.num_rows, row_bytes(self._slots[members[0]])) for members, table in self._tables]
+        with self._lock:
+            return ShardWork(self._signs, self._busy_s, sum(rows for rows, _ in sizes), sum(rows * size for rows, size in sizes))
 
     def rows(self, chunk_rows: int = 1 << 18) -> Iterator[SlotRows]:
         """A copy of the rows, slot by slot, at most `chunk_rows` at a time; a slot without rows comes once, empty.

@@ -1,73 +1,46 @@
-"""What runs on workers: a shard as a Dask actor, the trainer as one long-running task.
+"""What runs where a trainer is: one long-running Dask task.
 
-Here the rooms meet: the trainer is given the hub's streams and the shards' client. In one process the client calls the shards
-directly; the actor only creates, saves and reports its shard.
+Here the rooms meet: the trainer is given the hub's streams and a client of the shards.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import distributed
 
 from flowps.cluster.plan import Plan
+from flowps.cluster.shard_role import security_of, shard_here, signature
 from flowps.errors import FlowpsError, RunDirError
 from flowps.hub.partition import epoch_order
 from flowps.hub.stream import HubStream
 from flowps.ps.client import PsClient
-from flowps.ps.export import export_rows
+from flowps.ps.endpoint import Endpoint
+from flowps.ps.load import SlotLoad
 from flowps.ps.shard import Shard
-from flowps.ps.table import TableStats
+from flowps.ps.wire.remote import RemoteShard
 from flowps.status.event import Event, Finished, Metrics, Started, to_wire
 from flowps.status.run_status import RunStatus
 
 if TYPE_CHECKING:  # importing it imports TensorFlow, which only a process with a trainer does
     from flowps.trainer.loop import Trainer
 
-# What of each run lives in this process. Written by actors and the trainer task, read by the trainer task and `request_stop`.
-_shards: dict[tuple[str, int], Shard] = {}
+# The runs with a trainer in this process, and whether they are to stop.
 _stops: dict[str, threading.Event] = {}
 
 
-class ShardActor:
-    """Shard `number` of the plan, as a Dask actor."""
+@dataclass(frozen=True)
+class Trained:
+    """What a trainer's task returns. `loads`: of every slot, rows not counted."""
 
-    def __init__(self, run_id: str, plan: Plan, number: int) -> None:
-        self._key = (run_id, number)
-        slots = plan.placement.shards[number]
-        self._shard: Shard | None = Shard(
-            [plan.schema.slots[s] for s in slots],
-            [plan.capacity_rows[s] for s in slots],
-            plan.config.seed,
-            plan.config.trainer.in_flight,
-            plan.config.ps.threads,
-            [plan.allocate[s] for s in slots],
-        )
-        _shards[self._key] = self._shard
-
-    def export(self, folder: str) -> int:
-        """Write the shard's rows as Parquet, one file per slot, and return their number."""
-        if self._shard is None:
-            raise FlowpsError("the shard was closed: its rows are gone")
-        try:
-            return export_rows(self._shard.rows(), Path(folder))
-        except OSError as error:
-            raise RunDirError(f"{folder}: the rows cannot be written: {error.strerror or error}") from None
-
-    def stats(self) -> list[TableStats]:
-        """What each table has done and holds."""
-        return [] if self._shard is None else self._shard.stats()
-
-    def close(self) -> None:
-        """Give the memory back."""
-        if self._shard is not None:
-            self._shard.close()
-        self._shard = None
-        _shards.pop(self._key, None)
+    finished: Finished
+    test: Metrics | None
+    loads: list[SlotLoad]
 
 
 def request_stop(run_id: str) -> None:
@@ -75,17 +48,20 @@ def request_stop(run_id: str) -> None:
     _stops.setdefault(run_id, threading.Event()).set()
 
 
-def train(run_id: str, plan: Plan, model_path: str) -> tuple[Finished, Metrics | None]:
-    """The trainer's task: train, evaluate, save the dense model. Events go to the Dask topic `run_id`."""
+def train(run_id: str, plan: Plan, number: int, addresses: list[str], token: str, model_path: str) -> Trained:
+    """The task of trainer `number`: train, evaluate, save the dense model. Events go to the Dask topic `run_id`.
+
+    addresses   where each shard is served; "" for one that is not
+    """
     try:
-        return _train(run_id, plan, model_path)
+        return _train(run_id, plan, number, addresses, token, model_path)
     except Exception:
         raise
     except BaseException as error:  # it would take the Dask worker down, and nobody would hear of it
         raise FlowpsError(f"the trainer was ended by {type(error).__name__}: {error}; does your model call sys.exit?") from error
 
 
-def _train(run_id: str, plan: Plan, model_path: str) -> tuple[Finished, Metrics | None]:
+def _train(run_id: str, plan: Plan, number: int, addresses: list[str], token: str, model_path: str) -> Trained:
     # Seceding frees the thread for hub tasks: this one waits for them.
     distributed.secede()
     # TensorFlow only where a trainer runs.
@@ -96,7 +72,7 @@ def _train(run_id: str, plan: Plan, model_path: str) -> tuple[Finished, Metrics 
 
     def stream(epoch: int, training: bool) -> HubStream:
         parts = epoch_order(plan.train, plan.config.seed, epoch, plan.config.data.shuffle) if training else plan.test
-        return HubStream(client, parts, plan.read_spec(training), epoch, plan.tasks_in_flight, status)
+        return HubStream(client, parts, plan.read_spec(training), epoch, plan.tasks_in_flight, status, plan.assignment.hub_placing)
 
     def emit(event: Event) -> None:
         worker.log_event(run_id, to_wire(event))
@@ -106,7 +82,7 @@ def _train(run_id: str, plan: Plan, model_path: str) -> tuple[Finished, Metrics 
     spec = ModelSpec.of(
         [s.name for s in slots], [s.dim for s in slots], len(plan.schema.dense), plan.config.net.hidden, max_lens
     )  # fmt: skip
-    with _shard_client(run_id, plan) as shards, _stop_flag(run_id) as stop:
+    with _shard_client(run_id, plan, addresses, token, status) as shards, _stop_flag(run_id) as stop:
         around = Surroundings(
             train=lambda epoch: stream(epoch, True), test=(lambda: stream(0, False)) if plan.test else None,
             lookup=shards.lookup, push=shards.push, emit=emit, status=status, stop=stop,
@@ -122,7 +98,7 @@ def _train(run_id: str, plan: Plan, model_path: str) -> tuple[Finished, Metrics 
                     _save(trainer, model_path)
             raise
     _save(trainer, model_path)
-    return trained.finished, trained.test
+    return Trained(trained.finished, trained.test, shards.meter.loads([0] * len(slots)))
 
 
 def _save(trainer: Trainer, path: str) -> None:
@@ -138,16 +114,29 @@ def _save(trainer: Trainer, path: str) -> None:
 
 
 @contextmanager
-def _shard_client(run_id: str, plan: Plan) -> Iterator[PsClient]:
-    keys = [(run_id, k) for k in range(len(plan.placement.shards))]
-    missing = [k for k in keys if k not in _shards]
-    if missing:
-        raise FlowpsError(f"shard {missing[0][1]} is not in the trainer's process; the embedded mode keeps all roles in one")
-    client = PsClient([_shards[k] for k in keys], plan.placement)
-    try:
+def _shard_client(run_id: str, plan: Plan, addresses: list[str], token: str, status: RunStatus) -> Iterator[PsClient]:
+    """A client of all shards, each reached by the shortest way there is."""
+    cluster, slots = plan.config.cluster, plan.schema.slots
+    with ExitStack() as opened:
+        shards: list[Shard | Endpoint] = []
+        for k, pieces in enumerate(plan.placement.shards):
+            here = shard_here(run_id, k)
+            if here is not None:
+                shards.append(here)
+                continue
+            if not addresses[k]:
+                raise FlowpsError(f"shard {k} is not in the trainer's process, and is not served to others")
+            remote = RemoteShard(
+                addresses[k], k, run_id, signature(plan, k), security_of(plan.config, token), half=cluster.wire == "float16",
+                max_message_bytes=cluster.max_message_mib << 20, timeout_s=cluster.rpc_timeout_s, count=status.count,
+            )  # fmt: skip
+            opened.callback(remote.close)
+            if pieces:
+                remote.connect(cluster.connect_timeout_s)
+            shards.append(remote)
+        client = PsClient(shards, plan.placement, slots, status)
+        opened.callback(client.close)
         yield client
-    finally:
-        client.close()
 
 
 @contextmanager

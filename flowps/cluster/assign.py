@@ -1,0 +1,123 @@
+"""Which worker gets which role.
+
+A decision without I/O: offers in, `Assignment` out, or a MissingWorkersError that says what is missing and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flowps.cluster.offer import ROLES, Offer
+from flowps.errors import MissingWorkersError
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Who does what.
+
+    shards, trainers   the worker of each
+    hubs               the workers that may run hub tasks now
+    hub_resources      what a hub task asks of Dask: any worker that offers it may run it, one that joins later too
+    remarks            what was chosen without being asked, for people
+    """
+
+    shards: tuple[Offer, ...]
+    trainers: tuple[Offer, ...]
+    hubs: tuple[Offer, ...]
+    hub_resources: dict[str, float]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def hub_placing(self) -> dict[str, Any]:
+        """Keywords of Dask's `submit` that send a hub task where it may run."""
+        if self.hub_resources:
+            return {"resources": self.hub_resources}
+        return {"workers": [hub.address for hub in self.hubs], "allow_other_workers": True}
+
+    @property
+    def is_one_process(self) -> bool:
+        """Whether every trainer can call every shard directly."""
+        return len({offer.process for offer in (*self.shards, *self.trainers)}) == 1
+
+    @property
+    def hub_threads(self) -> int:
+        """Hub tasks that can run at once."""
+        threads = (min(hub.threads, hub.resources["HUB"]) if self.hub_resources else hub.threads for hub in self.hubs)
+        return max(1, int(sum(threads)))
+
+
+def assign(offers: Sequence[Offer], num_shards: int, num_trainers: int) -> Assignment:
+    """Give every role to a worker that offers it as a Dask resource.
+
+    PS = n is room for n shards, TRAINER for one trainer whatever its number (a trainer needs a process of its own), HUB = n for n
+    hub tasks at once. Shards go where most room is left, trainers first where there is a GPU. When no worker declares any of the
+    three, every worker may do anything: the first ones train, the others, if there are any, hold the shards and read.
+    """
+    if not offers:
+        raise MissingWorkersError(
+            "the cluster has no workers: start some, as in dask worker SCHEDULER --resources 'HUB=2 PS=1 TRAINER=1', or raise "
+            "cluster.wait_s if they are on their way"
+        )
+    if not any(offer.resources.get(role) for offer in offers for role in ROLES):
+        return _by_default(offers, num_shards, num_trainers)
+    able = {role: [offer for offer in offers if offer.resources.get(role, 0) >= 1] for role in ROLES}
+    room = {offer.address: int(offer.resources["PS"]) for offer in able["PS"]}
+    missing = []
+    if sum(room.values()) < num_shards:
+        missing.append(
+            f"{num_shards} PS {_plural('shard', num_shards)} requested (ps.num_shards), workers offer {sum(room.values())}: "
+            "start a worker with --resources PS=1"
+        )
+    trainers = _trainers(able["TRAINER"], num_trainers)
+    if len(trainers) < num_trainers:
+        missing.append(
+            f"{num_trainers} {_plural('trainer', num_trainers)} requested (trainer.count), {len(trainers)} "
+            f"worker {_plural('process', len(trainers))} offer TRAINER: start a worker process with --resources TRAINER=1 for each"
+        )
+    if not able["HUB"]:
+        missing.append("no worker offers HUB: start a worker with --resources HUB=2, for two hub tasks at once")
+    if missing:
+        raise MissingWorkersError("; ".join(missing))
+    shards = []
+    for _ in range(num_shards):
+        chosen = max(able["PS"], key=lambda offer: room[offer.address])  # the first of those with most
+        room[chosen.address] -= 1
+        shards.append(chosen)
+    return Assignment(tuple(shards), tuple(trainers), tuple(able["HUB"]), {"HUB": 1})
+
+
+def _by_default(offers: Sequence[Offer], num_shards: int, num_trainers: int) -> Assignment:
+    trainers = _trainers(offers, num_trainers)
+    if len(trainers) < num_trainers:
+        raise MissingWorkersError(
+            f"{num_trainers} {_plural('trainer', num_trainers)} requested (trainer.count), the cluster has {len(trainers)} "
+            f"worker {_plural('process', len(trainers))}, and each trainer needs one of its own: start more"
+        )
+    others = [offer for offer in offers if offer not in trainers] or list(offers)
+    shards = [others[k % len(others)] for k in range(num_shards)]
+    remarks: tuple[str, ...] = ()
+    if len(offers) > 1:
+        remarks = (
+            f"no worker declares HUB, PS or TRAINER (--resources): training on {_names(trainers)}, "
+            f"shards on {_names(shards)}, reading on {_names(others)}",
+        )
+    return Assignment(tuple(shards), tuple(trainers), tuple(others), {}, remarks)
+
+
+def _trainers(offers: Sequence[Offer], count: int) -> list[Offer]:
+    """Up to `count` workers, each in another process, those with a GPU first."""
+    found: dict[str, Offer] = {}
+    for offer in sorted(offers, key=lambda offer: -min(1.0, offer.resources.get("GPU", 0))):
+        found.setdefault(offer.process, offer)
+    return list(found.values())[:count]
+
+
+def _names(offers: Sequence[Offer]) -> str:
+    found = list(dict.fromkeys(offer.name for offer in offers))
+    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}{'e' * word.endswith('s')}s"

@@ -1,0 +1,92 @@
+"""`Offer`: what a Dask worker has for a run; asked of every worker of a cluster.
+
+Covers asking and the check that all run the same flowps. `assign` decides who gets what.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import distributed
+import psutil
+from distributed.system import MEMORY_LIMIT
+from distributed.utils import get_ip_interface
+
+from flowps.errors import ClusterError
+from flowps.version import __version__
+
+ROLES = ("HUB", "PS", "TRAINER")
+
+# Sent as text: a worker that has no flowps, or another one, must be able to answer.
+_VERSION = "__import__('flowps.version').version.__version__"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A worker.
+
+    name         as Dask calls it, for people
+    address      Dask's
+    host         the address at which its shards and trainers can be reached
+    resources    as declared: HUB, PS, TRAINER, GPU
+    available    bytes that its process may still take
+    process      tells processes of all machines apart
+    """
+
+    name: str
+    address: str
+    host: str
+    threads: int
+    available: int
+    process: str
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+
+def ask(client: distributed.Client, interface: str) -> list[Offer]:
+    """The workers that are there now, by name. Raises ClusterError for a worker without this version of flowps."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    versions = client.run(eval, _VERSION, on_error="return", workers=list(workers))
+    for address, version in versions.items():
+        if version != __version__:
+            found = f"flowps {version}" if isinstance(version, str) else f"no flowps ({version})"
+            raise ClusterError(
+                f"worker {workers[address]['name']} at {address} has {found}, this command has flowps {__version__}: "
+                "install the same version on all machines"
+            )
+    found = client.run(_look_around, interface, workers=list(versions))
+    offers = []
+    for address, answer in found.items():
+        if isinstance(answer, str):
+            raise ClusterError(f"worker {workers[address]['name']} at {address}: {answer}")
+        host, available, process = answer
+        worker = workers[address]
+        offers.append(Offer(str(worker["name"]), address, host, worker["nthreads"], available, process, worker["resources"]))
+    return sorted(offers, key=lambda offer: _natural(offer.name))
+
+
+def host_of(address: str) -> str:
+    """The host of an address like tcp://10.0.0.2:40331."""
+    return urlsplit(address).hostname or "127.0.0.1"  # inproc:// has none: there is no other process
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: the machine's available memory, or what a container's limit leaves of it."""
+    return min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss)
+
+
+def _look_around(interface: str, dask_worker: distributed.Worker) -> tuple[str, int, str] | str:
+    """Runs on a worker: where it can be reached, its memory, its process; or what is wrong. Dask gives it `dask_worker`."""
+    process = f"{socket.gethostname()}:{os.getpid()}"
+    try:
+        host = get_ip_interface(interface) if interface else host_of(dask_worker.address)
+    except ValueError as error:
+        return f"cluster.interface: {socket.gethostname()} has no address on {interface!r}: {error}"
+    return host, available_memory(), process
+
+
+def _natural(name: str) -> tuple[int, str]:
+    return len(name), name

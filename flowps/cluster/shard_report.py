@@ -1,0 +1,68 @@
+"""What is said of the shards: who has which slots, the share of the load that was expected of each, and the share there was.
+
+Plain data for `placement.json`, and the table that people read. Made by `run`, read by `announce`, `report` and the next run's
+`forecast`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from rich.table import Table
+
+from flowps.ps.load import SlotLoad
+from flowps.ps.placement import ShardLoad
+
+_SHOWN_SLOTS = 6
+
+
+class ShardReport(msgspec.Struct, frozen=True):
+    """One shard. `predicted` is None where nothing was measured before, `measured` until the run has ended."""
+
+    worker: str
+    slots: list[str]
+    predicted: ShardLoad | None = None
+    measured: ShardLoad | None = None
+
+
+class PlacementReport(msgspec.Struct, frozen=True):
+    """All shards. `source`: what the prediction was made from; `loads`: of every slot, as measured by this run."""
+
+    source: str
+    shards: list[ShardReport]
+    loads: dict[str, SlotLoad] = {}
+
+
+def busiest(loads: Sequence[ShardLoad]) -> float:
+    """The time of the busiest shard, over the mean of all."""
+    return max(load.time for load in loads) * len(loads)
+
+
+def shard_table(report: PlacementReport) -> Table:
+    """A line per shard: its slots, and its share of the signs looked up, the rows, their bytes and the time."""
+    has_measured = any(shard.measured for shard in report.shards)
+    head = "predicted → measured" if has_measured else "predicted"
+    table = Table("shard", "worker", "slots", "lookups", "rows", "bytes", "time", title=f"shards: {head} share",
+                  title_justify="left")  # fmt: skip
+    for k, shard in enumerate(report.shards):
+        names = ", ".join(shard.slots[:_SHOWN_SLOTS])
+        rest = len(shard.slots) - _SHOWN_SLOTS
+        shares = [_share(shard, of) for of in ("lookups", "rows", "bytes", "time")]
+        table.add_row(str(k), shard.worker, names + (f" and {rest} more" if rest > 0 else "") or "none", *shares)
+    return table
+
+
+def balance(report: PlacementReport) -> str:
+    """How even the shards are, in a line."""
+    said = []
+    for what in ("predicted", "measured"):
+        loads = [load for shard in report.shards if (load := getattr(shard, what))]
+        if loads:
+            said.append(f"{busiest(loads):.2f}× the mean {what}")
+    return f"busiest shard: {', '.join(said)} (load {report.source})" if said else f"slots placed by {report.source}"
+
+
+def _share(shard: ShardReport, of: str) -> str:
+    found = [f"{getattr(load, of):.1%}" for load in (shard.predicted, shard.measured) if load is not None]
+    return " → ".join(found)

@@ -1,0 +1,122 @@
+"""What runs where a shard is: a Dask actor that creates, serves, saves and reports it.
+
+Lookups and pushes do not come through the actor, which has one thread: a trainer in the same process calls the shard directly, any
+other over gRPC.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from flowps.cluster.plan import Plan
+from flowps.config import Config, Slot
+from flowps.errors import FlowpsError, RunDirError
+from flowps.ps.endpoint import Endpoint, LocalEndpoint
+from flowps.ps.export import export_rows
+from flowps.ps.placement import Piece
+from flowps.ps.shard import Shard, ShardWork
+from flowps.ps.table import TableStats
+from flowps.ps.together import Together
+from flowps.ps.wire.security import Security
+from flowps.ps.wire.service import Served, ShardServer
+
+# The shards in this process, by run and number. Written by their actors, read by trainers in this process.
+_shards: dict[tuple[str, int], Shard | Together] = {}
+
+
+def shard_here(run_id: str, number: int) -> Shard | Together | None:
+    """The shard, if it is in this process."""
+    return _shards.get((run_id, number))
+
+
+class ShardActor:
+    """Shard `number` of the plan, as a Dask actor."""
+
+    def __init__(self, run_id: str, plan: Plan, number: int) -> None:
+        self._run_id, self._plan, self._number = run_id, plan, number
+        pieces, trainers = plan.placement.shards[number], plan.config.trainer.count
+        self._slots = [_slot(plan, piece) for piece in pieces]
+        self._in_flight = plan.config.trainer.in_flight * trainers
+        self._shard: Shard | None = Shard(
+            self._slots,
+            [math.ceil(plan.capacity_rows[piece.slot] / piece.parts) for piece in pieces],
+            plan.config.seed,
+            self._in_flight,
+            plan.config.ps.threads,
+            [plan.allocate[piece.slot] for piece in pieces],
+        )
+        widths = [slot.width for slot in self._slots]
+        # In the synchronous mode a step of all trainers is one step of the rows.
+        self._together = (
+            Together(LocalEndpoint(self._shard, widths), sum(widths), trainers)
+            if trainers > 1 and plan.config.trainer.in_flight == 1
+            else None
+        )
+        self._endpoint: Endpoint = self._together or LocalEndpoint(self._shard, widths)
+        self._server: ShardServer | None = None
+        _shards[run_id, number] = self._together or self._shard
+
+    def serve(self, token: str) -> str:
+        """Answer lookups and pushes over the network; returns where."""
+        cluster, port = self._plan.config.cluster, self._plan.config.ps.port
+        served = Served(self._run_id, self._number, signature(self._plan, self._number), cluster.max_message_mib << 20)
+        host = self._plan.assignment.shards[self._number].host
+        self._server = ShardServer(
+            self._endpoint, served, security_of(self._plan.config, token), host, port and port + self._number, self._in_flight
+        )
+        return self._server.address
+
+    def export(self, folder: str) -> dict[str, int]:
+        """Write the shard's rows as Parquet, a file per slot or part of one, and return their number by slot."""
+        if self._shard is None:
+            raise FlowpsError("the shard was closed: its rows are gone")
+        pieces = self._plan.placement.shards[self._number]
+        own = {_slot(self._plan, piece): self._plan.schema.slots[piece.slot] for piece in pieces}
+        parts = {
+            self._plan.schema.slots[p.slot].name: f".part-{p.part + 1}-of-{p.parts}" for p in pieces if p.parts > 1
+        }  # fmt: skip
+        rows = (replace(chunk, slot=own[chunk.slot]) for chunk in self._shard.rows())
+        try:
+            return export_rows(rows, Path(folder), parts)
+        except OSError as error:
+            raise RunDirError(f"{folder}: the rows cannot be written: {error.strerror or error}") from None
+
+    def stats(self) -> list[TableStats]:
+        """What each table has done and holds."""
+        return [] if self._shard is None else self._shard.stats()
+
+    def work(self) -> ShardWork:
+        """What was done so far."""
+        return ShardWork(0, 0.0, 0, 0) if self._shard is None else self._shard.work()
+
+    def close(self) -> None:
+        """Stop serving, and give the memory back."""
+        if self._together is not None:
+            self._together.close()
+        if self._server is not None:
+            self._server.close()
+        if self._shard is not None:
+            self._shard.close()
+        self._shard = self._server = None
+        _shards.pop((self._run_id, self._number), None)
+
+
+def _slot(plan: Plan, piece: Piece) -> Slot:
+    """A slot as its shard has it: a split slot's parts are sums that can be added up, a divisor is in the client's weights."""
+    slot = plan.schema.slots[piece.slot]
+    return slot if piece.parts == 1 else msgspec.structs.replace(slot, pooling="sum")
+
+
+def signature(plan: Plan, shard: int) -> list[tuple[str, int, int, int]]:
+    """What server and client must agree on: name, width, part and parts of the shard's slots."""
+    slots = plan.schema.slots
+    return [(slots[p.slot].name, slots[p.slot].width, p.part, p.parts) for p in plan.placement.shards[shard]]
+
+
+def security_of(config: Config, token: str) -> Security:
+    c = config.cluster
+    return Security.of(c.tls_ca, c.tls_cert, c.tls_key, c.tls_name, c.token_file, c.insecure, token)

@@ -1,0 +1,77 @@
+"""`Endpoint`: how a client speaks to a shard, wherever it is; and the shard in the same process seen so.
+
+Covers the protocol, the numbers of batches, and the shard's own line of embeddings. The way over the network is `wire`; trainers
+that step together are in `together`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from flowps.batch import Float32
+from flowps.ps.memory import aligned_empty
+from flowps.ps.parcel import Lines, Parcel
+from flowps.ps.shard import Shard
+
+
+class Endpoint(Protocol):
+    """A shard that answers with lines of its own slots only. Any thread may call any method."""
+
+    def lookup(self, batch_id: int, parcel: Parcel, training: bool, out: Float32 | None = None) -> Float32:
+        """Pooled embeddings, float32 [size, shard width], C-contiguous; for the caller to read. As `Shard.lookup`.
+
+        out   where to write them; None: anywhere
+        """
+
+    def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:
+        """Step the batch's rows with the gradient of the answer, [size, shard width]; returns their number. As `Shard.push`."""
+
+    def forget(self, batch_id: int) -> None:
+        """There will be no push."""
+
+
+class LocalEndpoint(Endpoint):
+    """`shard`, whose slots have `widths` floats each."""
+
+    def __init__(self, shard: Shard, widths: Sequence[int]) -> None:
+        self._shard = shard
+        self._positions = np.arange(len(widths), dtype=np.int64)
+        self._columns = np.cumsum([0, *widths], dtype=np.int64)[:-1]
+        self._width = sum(widths)
+
+    def lookup(self, batch_id: int, parcel: Parcel, training: bool, out: Float32 | None = None) -> Float32:
+        """See Endpoint."""
+        signs, offsets, shares = parcel.joined()
+        if out is None:
+            out = aligned_empty((parcel.size, self._width))
+        self._shard.lookup(batch_id, signs, offsets, parcel.size, self._positions, self._columns, out, training, shares)
+        return out
+
+    def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:
+        """See Endpoint."""
+        return self._shard.push(batch_id, gradient.array(), rate_scale)
+
+    def forget(self, batch_id: int) -> None:
+        """See Endpoint."""
+        self._shard.forget(batch_id)
+
+
+_TRAINER_BITS = 40
+
+
+def batch_id(trainer: int, ticket: int) -> int:
+    """The number of a trainer's batch, its own among all trainers of a run."""
+    return (trainer << _TRAINER_BITS) | ticket
+
+
+def trainer_of(batch: int) -> int:
+    """The trainer of a batch."""
+    return batch >> _TRAINER_BITS
+
+
+def step_of(batch: int) -> int:
+    """A batch's number within its trainer."""
+    return batch & ((1 << _TRAINER_BITS) - 1)

@@ -1,0 +1,154 @@
+"""`Together`: trainers that step together, in the synchronous mode: the shard sees one batch and one gradient of them all.
+
+Covers who waits for whom. Called by every trainer of a run, through the service or in its own process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from flowps.batch import Batch, Float32
+from flowps.errors import DataError, StoppedError
+from flowps.ps.endpoint import Endpoint, step_of, trainer_of
+from flowps.ps.parcel import Lines, Parcel
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Round:
+    """One step of all trainers: what each has brought, and what becomes of it."""
+
+    parcels: dict[int, Parcel] = field(default_factory=dict)
+    gradients: dict[int, tuple[Lines, float]] = field(default_factory=dict)
+    looked_up: Future[dict[int, Float32]] = field(default_factory=Future)
+    pushed: Future[int] = field(default_factory=Future)
+
+
+class Together(Endpoint):
+    """`shard` for `trainers` that step together: their batches are looked up as one batch, and their gradients pushed as one.
+
+    So N trainers do with a row what one trainer with N times the batch does. Call k of every trainer must belong to call k of every
+    other, which is so with one batch in flight and a batch, be it empty, from every trainer in every step. A call returns when all
+    trainers have made it, and raises StoppedError after `close`. The batches of trainer t are numbered t · 2^40 on.
+    """
+
+    def __init__(self, endpoint: Endpoint, width: int, trainers: int) -> None:
+        self._endpoint, self._width, self._trainers = endpoint, width, trainers
+        self._lock = threading.Lock()  # guards the rounds
+        self._rounds: dict[int, _Round] = {}
+        self._closed = False
+
+    def lookup(self, batch_id: int, parcel: Parcel, training: bool, out: Float32 | None = None) -> Float32:
+        """See Endpoint. An evaluation's lookup waits for nobody."""
+        if not training:
+            return self._endpoint.lookup(batch_id, parcel, training, out)
+        number, trainer = step_of(batch_id), trainer_of(batch_id)
+        with self._lock:
+            found = self._round(number)
+            if trainer in found.parcels:
+                raise DataError(f"batch {batch_id}: trainer {trainer} has looked up its batch of step {number} before")
+            found.parcels[trainer] = parcel
+            complete = len(found.parcels) == self._trainers
+        if complete:
+            _settle(found.looked_up, lambda: self._look_up(number, found))
+            if not any(of.size for of in found.parcels.values()):  # all have come to their end: there is nothing to push
+                self._end(number)
+        answer = found.looked_up.result()[trainer]
+        if out is None:
+            return answer
+        np.copyto(out, answer)
+        return out
+
+    def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:
+        """See Endpoint."""
+        number, trainer = step_of(batch_id), trainer_of(batch_id)
+        with self._lock:
+            found = self._round(number)
+            found.gradients[trainer] = gradient, rate_scale
+            complete = len(found.gradients) == self._trainers
+        if complete:
+            _settle(found.pushed, lambda: self._push(number, found))
+            self._end(number)
+        return found.pushed.result()
+
+    def forget(self, batch_id: int) -> None:
+        """The step of all trainers is given up."""
+        with self._lock:
+            found = self._rounds.pop(step_of(batch_id), None)
+        if found is not None:
+            self._endpoint.forget(step_of(batch_id))
+            _refuse(found, f"batch {batch_id} was given up")
+
+    def close(self) -> None:
+        """Nobody waits any longer. Idempotent."""
+        with self._lock:
+            self._closed = True
+            rounds = list(self._rounds.values())
+        for found in rounds:
+            _refuse(found, "the run ends")
+
+    def _round(self, number: int) -> _Round:
+        if self._closed:
+            raise StoppedError("trainers that step together: the run ends")
+        return self._rounds.setdefault(number, _Round())
+
+    def _end(self, number: int) -> None:
+        with self._lock:
+            self._rounds.pop(number, None)
+
+    def _look_up(self, number: int, found: _Round) -> dict[int, Float32]:
+        members = sorted(found.parcels)
+        sizes = [found.parcels[m].size for m in members]
+        joined = _join([found.parcels[m] for m in members])
+        if joined is None:
+            return {m: np.empty((0, self._width), np.float32) for m in members}
+        answer = self._endpoint.lookup(number, joined, training=True)
+        ends = np.cumsum(sizes)
+        return {m: answer[end - size : end] for m, size, end in zip(members, sizes, ends, strict=True)}
+
+    def _push(self, number: int, found: _Round) -> int:
+        members = sorted(found.gradients)
+        scales = {found.gradients[m][1] for m in members}
+        if len(scales) > 1:
+            raise DataError(f"step {number}: the trainers scale the learning rates by {sorted(scales)}, not by one factor")
+        parts = [found.gradients[m][0].array() for m in members if found.gradients[m][0].size]
+        return self._endpoint.push(number, Lines(np.concatenate(parts)), scales.pop())
+
+
+def _join(parcels: Sequence[Parcel]) -> Parcel | None:
+    """The samples of all parcels, one parcel's after the other's."""
+    pieces = []
+    for parcel in parcels:
+        if parcel.size:
+            signs, offsets, shares = parcel.joined()
+            pieces.append(Batch(np.empty(parcel.size, np.float32), np.empty((parcel.size, 0), np.float32), signs, offsets, shares))
+    if not pieces:
+        return None
+    whole = Batch.concat(pieces)
+    return Parcel(whole.size, [whole.signs], [np.diff(whole.offsets)], None if whole.shares is None else [whole.shares])
+
+
+def _settle(future: Future[T], work: Callable[[], T]) -> None:
+    """Give `future` what `work` returns or raises, unless `close` or `forget` came first."""
+    try:
+        result = work()
+    except BaseException as error:  # handed over whole to everyone who waits
+        with suppress(InvalidStateError):
+            future.set_exception(error)
+    else:
+        with suppress(InvalidStateError):
+            future.set_result(result)
+
+
+def _refuse(found: _Round, why: str) -> None:
+    for future in (found.looked_up, found.pushed):
+        with suppress(InvalidStateError):
+            future.set_exception(StoppedError(f"trainers that step together: {why}"))

@@ -1,0 +1,76 @@
+"""`Once`: calls that may come again, made once. A lookup's answer is kept until its push; a push is applied at most once.
+
+State without I/O: `service` calls it. Memory: the answers of the batches in flight, and the numbers of the last pushes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from flowps.errors import UnknownBatchError
+
+T = TypeVar("T")
+
+
+class Once:
+    """Lookups and pushes by batch number. Any thread may call any method.
+
+    A call that comes again while the first still runs waits for it; one that comes later gets the same answer. A call that failed
+    is forgotten: it may be made anew.
+
+    kept_pushes   how many pushes are remembered; more than any client has in flight
+    """
+
+    def __init__(self, kept_pushes: int) -> None:
+        self._kept_pushes = kept_pushes
+        self._lock = threading.Lock()  # guards the two below, never held while a call runs
+        self._lookups: dict[int, Future[bytes]] = {}
+        self._pushes: OrderedDict[int, Future[int]] = OrderedDict()
+
+    def lookup(self, batch_id: int, work: Callable[[], bytes]) -> bytes:
+        """What `work` gives. Raises UnknownBatchError for a batch that was pushed: the lookup is late, and of no use to anyone."""
+        with self._lock:
+            if batch_id in self._pushes:
+                raise UnknownBatchError(f"batch {batch_id}: a lookup came after its push")
+            future = self._lookups.get(batch_id)
+            first = future is None
+            if future is None:
+                future = self._lookups[batch_id] = Future()
+        return self._result(self._lookups, batch_id, future, work if first else None)
+
+    def push(self, batch_id: int, work: Callable[[], int]) -> int:
+        """What `work` gave when it was called for this batch."""
+        with self._lock:
+            future = self._pushes.get(batch_id)
+            first = future is None
+            if future is None:
+                future = self._pushes[batch_id] = Future()
+                while len(self._pushes) > self._kept_pushes:
+                    self._pushes.popitem(last=False)
+        rows = self._result(self._pushes, batch_id, future, work if first else None)
+        if first:
+            with self._lock:
+                self._lookups.pop(batch_id, None)
+        return rows
+
+    def forget(self, batch_id: int) -> None:
+        """There will be no push; the number may be used again."""
+        with self._lock:
+            self._lookups.pop(batch_id, None)
+
+    def _result(
+        self, of: dict[int, Future[T]], batch_id: int, future: Future[T], work: Callable[[], T] | None
+    ) -> T:  # fmt: skip
+        if work is not None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # handed over whole to everyone who waits
+                with self._lock:
+                    if of.get(batch_id) is future:
+                        del of[batch_id]
+                future.set_exception(error)
+        return future.result()
