@@ -1,6 +1,7 @@
 # make train   a fresh machine: creates .venv, installs, generates data with a known answer, trains on it
 # make test    lint, types, import contract, tests; what CI runs
 # make test-deep   the property and stress tests of the embedding tables, forty times as long
+# make proto   regenerates flowps/ps/wire/flowps_pb2.py from flowps.proto
 # make bench   measures the workloads and writes the README's table
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/quickstart
 
-.PHONY: train test test-deep lint bench clean
+.PHONY: train test test-deep lint proto bench clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m flowps.synthetic $(DATA)
@@ -25,6 +26,9 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+proto: $(VENV)/installed-test
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. flowps/ps/wire/flowps.proto
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m bench.all

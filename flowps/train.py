@@ -18,8 +18,8 @@ from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-import distributed
 from rich.console import Console
 
 from flowps.arguments import parse
@@ -52,7 +52,7 @@ def train(config: Config, console: Console | None = None) -> Result:
         return _train(client, planned, console, interrupts)
 
 
-def _train(client: distributed.Client, planned: Plan, console: Console, interrupts: list[int]) -> Result:
+def _train(client: Any, planned: Plan, console: Console, interrupts: list[int]) -> Result:
     config = planned.config
     # Absolute: workers are elsewhere.
     run_dir = RunDir(_run_dir_path(config).absolute())

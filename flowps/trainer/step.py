@@ -10,10 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from flowps.batch import Batch, Float32, Int32
 from flowps.errors import ConfigError, ModelError
 from flowps.trainer.models import ModelSpec
+
+_ALIGNMENT = 64  # bytes; Eigen's on machines with AVX-512, and enough on all others
 
 
 class Step:
@@ -69,7 +72,7 @@ class Step:
             self._rate_scale = rate_scale
         try:
             loss, finite, logits, gradient = self._train(
-                *(tf.convert_to_tensor(x) for x in (embeddings, batch.dense, self._lengths(batch), batch.labels))
+                *(_tensor(x) for x in (embeddings, batch.dense, self._lengths(batch), batch.labels))
             )
         except tf.errors.OpError as error:
             raise _failed(error, batch) from error
@@ -86,7 +89,7 @@ class Step:
     def predict(self, batch: Batch, embeddings: Float32) -> Float32:
         """Logits, float32 [size]; changes nothing. Raises ModelError when TensorFlow fails, or one is NaN or infinite."""
         try:
-            inputs = (tf.convert_to_tensor(x) for x in (embeddings, batch.dense, self._lengths(batch)))
+            inputs = (_tensor(x) for x in (embeddings, batch.dense, self._lengths(batch)))
             logits: Float32 = self._predict(*inputs).numpy()
         except tf.errors.OpError as error:
             raise _failed(error, batch) from error
@@ -123,6 +126,17 @@ class Step:
         if self._variables:
             self._optimizer.apply(gradients, self._variables)
         return objective, finite, logits, gradient
+
+
+def _tensor(array: NDArray[Any]) -> Any:
+    """A tensor of the array's values; of its memory where TensorFlow can use that: nobody may write to it while the tensor lives.
+
+    `convert_to_tensor` always copies, and holds the GIL meanwhile: 1.2 ms for the embeddings of a `criteo` batch.
+    """
+    # Memory that does not start on a cache line aborts the process: TensorFlow does not look.
+    if array.size and array.ctypes.data % _ALIGNMENT == 0 and array.flags.c_contiguous and array.flags.writeable:
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    return tf.convert_to_tensor(array)
 
 
 def _failed(error: Exception, batch: Batch) -> ModelError:

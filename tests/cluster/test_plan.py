@@ -7,44 +7,39 @@ from collections.abc import Callable
 
 import pytest
 
-from flowps.cluster import plan as plan_module
+from flowps.cluster import launch as launch_module
+from flowps.cluster.launch import hub_threads
 from flowps.cluster.plan import Plan
+from flowps.config import Config
 from flowps.errors import CapacityError, ConfigError
 from flowps.ps.memory import row_bytes
-from tests.cluster.conftest import ROWS
+from tests.cluster.conftest import ROWS, one_machine
 
 GIB = 1 << 30
 
 
-@pytest.fixture
-def available(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Pretend that this many bytes are available."""
-    return lambda size_bytes: monkeypatch.setattr(plan_module, "available_memory", lambda: size_bytes)
-
-
-def test_hub_threads_are_the_cores_that_dask_counts(make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_threads_are_the_cores_that_dask_counts(
+    make_config: Callable[..., Config], make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Dask knows a container's share of the cores."""
-    monkeypatch.setattr(plan_module, "CPU_COUNT", 3)
-    assert (make_plan().hub_threads, make_plan().tasks_in_flight) == (3, 4)
-    assert make_plan(("cluster.threads", 7)).hub_threads == 7
+    monkeypatch.setattr(launch_module, "CPU_COUNT", 3)
+    assert hub_threads(make_config()) == 3
+    assert hub_threads(make_config(("cluster.threads", 7))) == 7
+    assert make_plan(offers=[one_machine(threads=3)]).tasks_in_flight == 4
     assert make_plan(("data.tasks_in_flight", 2)).tasks_in_flight == 2
 
 
-def test_slots_without_capacity_share_what_is_left(make_plan: Callable[..., Plan], available: Callable[[int], None]) -> None:
-    available(8 * GIB)
-    made = make_plan(("ps.memory_share", 0.25))
+def test_slots_without_capacity_share_what_is_left(make_plan: Callable[..., Plan]) -> None:
+    made = make_plan(("ps.memory_share", 0.25), offers=[one_machine(available=8 * GIB)])
     (slot,), (rows,) = made.schema.slots, made.capacity_rows
     assert made.memory.tables == rows * row_bytes(slot)
     assert made.memory.tables + made.memory.feeds + made.memory.partitions == pytest.approx(2 * GIB, rel=1e-3)
     assert made.train_rows == ROWS
 
 
-def test_a_share_of_memory_too_small_for_a_table_is_refused(
-    make_plan: Callable[..., Plan], available: Callable[[int], None]
-) -> None:
-    available(GIB)
+def test_a_share_of_memory_too_small_for_a_table_is_refused(make_plan: Callable[..., Plan]) -> None:
     with pytest.raises(CapacityError) as refusal:
-        make_plan(("ps.memory_share", 0.0001))
+        make_plan(("ps.memory_share", 0.0001), offers=[one_machine(available=GIB)])
     assert re.search(
         r"ps.memory_share = 0.0001 of 1.0 GiB leaves 0.00 GiB for the 1 slots .*fewer than 1024 rows", str(refusal.value)
     )
@@ -62,11 +57,8 @@ def test_a_bound_in_bytes_is_one_in_rows(make_plan: Callable[..., Plan]) -> None
         make_plan(("slot.user.capacity_bytes", 10))
 
 
-def test_rows_asked_for_beyond_memory_are_refused_with_the_numbers(
-    make_plan: Callable[..., Plan], available: Callable[[int], None]
-) -> None:
-    available(GIB)
+def test_rows_asked_for_beyond_memory_are_refused_with_the_numbers(make_plan: Callable[..., Plan]) -> None:
     with pytest.raises(CapacityError) as refusal:
-        make_plan(("slot.user.capacity_rows", 100_000_000))
+        make_plan(("slot.user.capacity_rows", 100_000_000), offers=[one_machine(available=GIB)])
     assert "for 100,000,000 rows (capacity_rows of 1 slots)" in str(refusal.value)
     assert "but 1.0 GiB are available; lower capacity_rows" in str(refusal.value)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import distributed
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,7 +15,7 @@ from flowps.cluster.run import run
 from flowps.cluster.run_dir import RunDir
 from flowps.errors import FlowpsError, RunDirError
 from flowps.status.event import Event, Finished, Interval
-from tests.cluster.conftest import USERS
+from tests.cluster.conftest import USERS, Started
 
 
 @pytest.fixture
@@ -32,9 +31,9 @@ def prepared() -> Iterator[Callable[[Plan, Path], RunDir]]:
 
 
 def test_a_disk_that_is_full_ends_the_run_and_keeps_what_was_trained(
-    client: distributed.Client, make_plan: Callable[..., Plan], prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
+    started: Started, prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
 ) -> None:
-    made = make_plan(("epochs", 1_000_000), ("status.print_interval", 1))
+    client, made = started(("epochs", 1_000_000), ("status.print_interval", 1))
     run_dir, intervals = prepared(made, tmp_path / "run"), []
 
     def full(event: Event) -> None:
@@ -53,9 +52,9 @@ def test_a_disk_that_is_full_ends_the_run_and_keeps_what_was_trained(
 
 
 def test_when_saving_fails_too_the_first_error_is_still_said(
-    client: distributed.Client, make_plan: Callable[..., Plan], prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
+    started: Started, prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
 ) -> None:
-    made = make_plan(("status.print_interval", 1))
+    client, made = started(("status.print_interval", 1))
     run_dir = prepared(made, tmp_path / "run")
     run_dir.embeddings.write_text("in the way")
 
@@ -70,9 +69,9 @@ def test_when_saving_fails_too_the_first_error_is_still_said(
 
 
 def test_a_model_that_cannot_be_written_does_not_take_the_rows_with_it(
-    client: distributed.Client, make_plan: Callable[..., Plan], prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
+    started: Started, prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
 ) -> None:
-    made = make_plan()
+    client, made = started()
     run_dir = prepared(made, tmp_path / "run")
     run_dir.model.with_suffix(".unfinished.keras").mkdir()
     with pytest.raises(
@@ -83,9 +82,9 @@ def test_a_model_that_cannot_be_written_does_not_take_the_rows_with_it(
 
 
 def test_a_bug_in_a_subscriber_stops_the_trainer(
-    client: distributed.Client, make_plan: Callable[..., Plan], prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
+    started: Started, prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
 ) -> None:
-    made = make_plan(("epochs", 1_000_000))
+    client, made = started(("epochs", 1_000_000))
 
     def broken(event: Event) -> None:
         raise ZeroDivisionError
@@ -96,13 +95,12 @@ def test_a_bug_in_a_subscriber_stops_the_trainer(
 
 
 def test_a_last_event_that_never_comes_is_an_error_not_a_wait_for_ever(
-    client: distributed.Client,
-    make_plan: Callable[..., Plan],
+    started: Started,
     prepared: Callable[[Plan, Path], RunDir],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = make_plan()
+    client, made = started()
     monkeypatch.setattr(run_module, "_LAST_EVENT_S", 0.5)
     monkeypatch.setattr(run_module, "Finished", type("NeverSent", (), {}))
     with pytest.raises(FlowpsError, match="the trainer ended, but its last event did not arrive within"):
@@ -110,9 +108,10 @@ def test_a_last_event_that_never_comes_is_an_error_not_a_wait_for_ever(
 
 
 def test_every_subscriber_gets_every_event_up_to_the_last(
-    client: distributed.Client, make_plan: Callable[..., Plan], prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
+    started: Started, prepared: Callable[[Plan, Path], RunDir], tmp_path: Path
 ) -> None:
-    made, seen = make_plan(("status.print_interval", 5)), ([], [])
+    client, made = started(("status.print_interval", 5))
+    seen: tuple[list[Event], list[Event]] = ([], [])
     result = run(client, made, prepared(made, tmp_path / "run"), [seen[0].append, seen[1].append], lambda: False)
     assert seen[0] == seen[1]
     assert isinstance(seen[0][-1], Finished)

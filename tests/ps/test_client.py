@@ -39,8 +39,8 @@ def serving(
     """A client of `num_shards` shards, closed at the end."""
     capacities = [1000] * len(slots) if capacity_rows is None else capacity_rows
     placement = place(slots, num_shards)
-    shards = [Shard([slots[s] for s in on], [capacities[s] for s in on], 7, max_in_flight) for on in placement.shards]
-    client = PsClient(shards, placement)
+    shards = [Shard([slots[p.slot] for p in on], [capacities[p.slot] for p in on], 7, max_in_flight) for on in placement.shards]
+    client = PsClient(shards, placement, slots)
     try:
         yield client, shards
     finally:
@@ -153,7 +153,7 @@ def test_a_failed_lookup_is_not_in_flight(full: int) -> None:
         client.push(1, known)
 
 
-class FakeShard:
+class FakeShard(Shard):
     """Answers with `written` in its columns, after `wait`; or raises `error`."""
 
     def __init__(self, written: float = 0.0, wait: Any = None, error: Exception | None = None) -> None:
@@ -168,8 +168,8 @@ class FakeShard:
     def push(self, batch_id: int, grads: Any, rate_scale: float) -> None:
         self._serve()
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None  # whatever else a client does to clean up
+    def forget(self, batch_id: int) -> None:
+        pass
 
     def _serve(self) -> None:
         if self.wait is not None:
@@ -195,7 +195,8 @@ def test_nobody_leaves_while_a_shard_still_writes(failing: int, call: str) -> No
     shards: list[Any] = [None, None]
     shards[failing] = FakeShard(wait=fail, error=CapacityError("full"))
     shards[1 - failing] = FakeShard(wait=finish_late)
-    client = PsClient(shards, place([drawn.slot("a", dim=1), drawn.slot("b", dim=1)], 2))
+    slots = [drawn.slot("a", dim=1), drawn.slot("b", dim=1)]
+    client = PsClient(shards, place(slots, 2), slots)
 
     def ask() -> None:
         try:
@@ -218,7 +219,8 @@ def test_all_shards_are_asked_at_once() -> None:
     """Each waits for all the others: asked one after the other, they would wait for ever."""
     meet = threading.Barrier(5)
     shards: list[Any] = [FakeShard(written=k + 1, wait=lambda: meet.wait(60)) for k in range(5)]
-    client = PsClient(shards, place([drawn.slot(f"s{k}", dim=1) for k in range(5)], 5))
+    slots = [drawn.slot(f"s{k}", dim=1) for k in range(5)]
+    client = PsClient(shards, place(slots, 5), slots)
     out = client.lookup(0, drawn.batch([[[k]] for k in range(5)]), training=True)
     client.push(0, out)
     client.close()

@@ -99,10 +99,10 @@ class Flowps:
     def __init__(self, slots: list[Slot], signs: Uint64, num_shards: int) -> None:
         placement = place(slots, num_shards)
         self.shards = [
-            Shard([slots[s] for s in of], [VOCABULARY + 1] * len(of), seed=5, max_in_flight=1) for of in placement.shards if of
+            Shard([slots[p.slot] for p in of], [VOCABULARY + 1] * len(of), seed=5, max_in_flight=1) for of in placement.shards if of
         ]
         assert len(self.shards) == num_shards
-        self.client, self.signs, self.placement = PsClient(self.shards, placement), signs, placement
+        self.client, self.signs, self.placement = PsClient(self.shards, placement, slots), signs, placement
         spec = ModelSpec.of([slot.name for slot in slots], [slot.dim for slot in slots], DENSE_WIDTH, HIDDEN)
         self.step = Step(build("dnn", spec), spec, "adam", 0.01, jit_compile=False)
 

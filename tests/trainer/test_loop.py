@@ -235,8 +235,8 @@ def test_the_evaluation_looks_up_without_training_and_pushes_nothing():
 
 def test_with_shards_the_evaluation_creates_no_rows():
     slots = [Slot(name=name, dim=DIM) for name in ("a", "b")]
-    shards = [Shard([slots[s] for s in of], [VOCABULARY] * len(of), 1, 3) for of in place(slots, 2).shards]
-    client = PsClient(shards, place(slots, 2))
+    shards = [Shard([slots[p.slot] for p in of], [VOCABULARY] * len(of), 1, 3) for of in place(slots, 2).shards]
+    client = PsClient(shards, place(slots, 2), slots)
     train, unseen = make_batches(20), make_batches(2, seed=1)
     for batch in unseen:
         batch.signs[:] += np.uint64(1 << 40)

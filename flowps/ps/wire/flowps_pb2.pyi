@@ -1,11 +1,9 @@
-from collections.abc import Iterable as _Iterable
-from collections.abc import Mapping as _Mapping
-from typing import ClassVar as _ClassVar
-
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -13,7 +11,6 @@ class Floats(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FLOAT32: _ClassVar[Floats]
     FLOAT16: _ClassVar[Floats]
-
 FLOAT32: Floats
 FLOAT16: Floats
 
@@ -23,18 +20,18 @@ class Head(_message.Message):
     RUN_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
-    def __init__(self, protocol: int | None = ..., run: str | None = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("head",)
     HEAD_FIELD_NUMBER: _ClassVar[int]
     head: Head
-    def __init__(self, head: Head | _Mapping | None = ...) -> None: ...
+    def __init__(self, head: _Optional[_Union[Head, _Mapping]] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("max_message_bytes", "protocol", "run", "shard", "slots", "version")
+    __slots__ = ("protocol", "version", "run", "shard", "slots", "max_message_bytes")
     class Slot(_message.Message):
-        __slots__ = ("name", "part", "parts", "width")
+        __slots__ = ("name", "width", "part", "parts")
         NAME_FIELD_NUMBER: _ClassVar[int]
         WIDTH_FIELD_NUMBER: _ClassVar[int]
         PART_FIELD_NUMBER: _ClassVar[int]
@@ -43,10 +40,7 @@ class DescribeReply(_message.Message):
         width: int
         part: int
         parts: int
-        def __init__(
-            self, name: str | None = ..., width: int | None = ..., part: int | None = ..., parts: int | None = ...
-        ) -> None: ...
-
+        def __init__(self, name: _Optional[str] = ..., width: _Optional[int] = ..., part: _Optional[int] = ..., parts: _Optional[int] = ...) -> None: ...
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -59,18 +53,10 @@ class DescribeReply(_message.Message):
     shard: int
     slots: _containers.RepeatedCompositeFieldContainer[DescribeReply.Slot]
     max_message_bytes: int
-    def __init__(
-        self,
-        protocol: int | None = ...,
-        version: str | None = ...,
-        run: str | None = ...,
-        shard: int | None = ...,
-        slots: _Iterable[DescribeReply.Slot | _Mapping] | None = ...,
-        max_message_bytes: int | None = ...,
-    ) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., run: _Optional[str] = ..., shard: _Optional[int] = ..., slots: _Optional[_Iterable[_Union[DescribeReply.Slot, _Mapping]]] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
-    __slots__ = ("batch", "floats", "head", "length_bytes", "lengths", "padding", "shares", "signs", "size", "training")
+    __slots__ = ("head", "batch", "size", "training", "floats", "length_bytes", "lengths", "padding", "signs", "shares")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -91,32 +77,20 @@ class LookupRequest(_message.Message):
     padding: bytes
     signs: bytes
     shares: bytes
-    def __init__(
-        self,
-        head: Head | _Mapping | None = ...,
-        batch: int | None = ...,
-        size: int | None = ...,
-        training: bool | None = ...,
-        floats: Floats | str | None = ...,
-        length_bytes: int | None = ...,
-        lengths: bytes | None = ...,
-        padding: bytes | None = ...,
-        signs: bytes | None = ...,
-        shares: bytes | None = ...,
-    ) -> None: ...
+    def __init__(self, head: _Optional[_Union[Head, _Mapping]] = ..., batch: _Optional[int] = ..., size: _Optional[int] = ..., training: _Optional[bool] = ..., floats: _Optional[_Union[Floats, str]] = ..., length_bytes: _Optional[int] = ..., lengths: _Optional[bytes] = ..., padding: _Optional[bytes] = ..., signs: _Optional[bytes] = ..., shares: _Optional[bytes] = ...) -> None: ...
 
 class LookupReply(_message.Message):
-    __slots__ = ("embeddings", "padding", "scale")
+    __slots__ = ("scale", "padding", "embeddings")
     SCALE_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     scale: float
     padding: bytes
     embeddings: bytes
-    def __init__(self, scale: float | None = ..., padding: bytes | None = ..., embeddings: bytes | None = ...) -> None: ...
+    def __init__(self, scale: _Optional[float] = ..., padding: _Optional[bytes] = ..., embeddings: _Optional[bytes] = ...) -> None: ...
 
 class PushRequest(_message.Message):
-    __slots__ = ("batch", "floats", "gradient", "head", "padding", "rate_scale", "scale", "size")
+    __slots__ = ("head", "batch", "size", "floats", "scale", "rate_scale", "padding", "gradient")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -133,31 +107,21 @@ class PushRequest(_message.Message):
     rate_scale: float
     padding: bytes
     gradient: bytes
-    def __init__(
-        self,
-        head: Head | _Mapping | None = ...,
-        batch: int | None = ...,
-        size: int | None = ...,
-        floats: Floats | str | None = ...,
-        scale: float | None = ...,
-        rate_scale: float | None = ...,
-        padding: bytes | None = ...,
-        gradient: bytes | None = ...,
-    ) -> None: ...
+    def __init__(self, head: _Optional[_Union[Head, _Mapping]] = ..., batch: _Optional[int] = ..., size: _Optional[int] = ..., floats: _Optional[_Union[Floats, str]] = ..., scale: _Optional[float] = ..., rate_scale: _Optional[float] = ..., padding: _Optional[bytes] = ..., gradient: _Optional[bytes] = ...) -> None: ...
 
 class PushReply(_message.Message):
     __slots__ = ("rows",)
     ROWS_FIELD_NUMBER: _ClassVar[int]
     rows: int
-    def __init__(self, rows: int | None = ...) -> None: ...
+    def __init__(self, rows: _Optional[int] = ...) -> None: ...
 
 class ForgetRequest(_message.Message):
-    __slots__ = ("batch", "head")
+    __slots__ = ("head", "batch")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     head: Head
     batch: int
-    def __init__(self, head: Head | _Mapping | None = ..., batch: int | None = ...) -> None: ...
+    def __init__(self, head: _Optional[_Union[Head, _Mapping]] = ..., batch: _Optional[int] = ...) -> None: ...
 
 class ForgetReply(_message.Message):
     __slots__ = ()

@@ -20,6 +20,7 @@ from flowps.ps.endpoint import Endpoint
 from flowps.ps.parcel import Lines, Parcel
 from flowps.ps.wire import flowps_pb2 as pb
 from flowps.ps.wire import message
+from flowps.ps.wire.heap import keep_memory
 from flowps.ps.wire.protocol import PROTOCOL, SERVICE, error_of, options
 from flowps.ps.wire.security import Security
 from flowps.version import __version__
@@ -47,6 +48,7 @@ class RemoteShard(Endpoint):
         self._address, self._number, self._run, self._slots = address, number, run, list(slots)
         self._width = sum(width for _, width, _, _ in slots)
         self._half, self._max_bytes, self._timeout_s, self._count = half, max_message_bytes, timeout_s, count
+        keep_memory()
         self._metadata = security.metadata
         credentials = security.channel_credentials()
         more = {"ssl_target_name_override": security.name} if credentials and security.name else {}

@@ -23,6 +23,7 @@ from flowps.ps.endpoint import Endpoint
 from flowps.ps.parcel import Lines
 from flowps.ps.wire import flowps_pb2 as pb
 from flowps.ps.wire import message
+from flowps.ps.wire.heap import keep_memory
 from flowps.ps.wire.once import Once
 from flowps.ps.wire.protocol import CODES, PROTOCOL, SERVICE, options, target_of
 from flowps.ps.wire.security import Security
@@ -63,6 +64,7 @@ class ShardServer:
         self, endpoint: Endpoint, served: Served, security: Security, host: str, port: int, in_flight: int
     ) -> None:  # fmt: skip
         security.check_host(host)
+        keep_memory()
         threads = max(4, 2 * in_flight)
         self._server = grpc.server(
             ThreadPoolExecutor(threads, "flowps-ps-server"), interceptors=[_Admission(security)],
