@@ -244,6 +244,9 @@ class Cluster(_Section, frozen=True, kw_only=True):
     rpc_timeout_s: Annotated[
         float, Meta(gt=0, le=86_400, description="seconds for one lookup or push over the network, its repetitions included")
     ] = 60.0
+    collective_timeout_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="seconds that a trainer waits for the others in one step")
+    ] = 300.0
     max_message_mib: Annotated[int, Meta(ge=1, le=2047, description="the largest message between trainer and shard")] = 1024
     wire: Annotated[
         Literal["float32", "float16"], Meta(description="what embeddings and gradients are sent in between trainer and shard")

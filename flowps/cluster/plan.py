@@ -73,6 +73,11 @@ class Plan:
         """Hub tasks that can run at once."""
         return self.assignment.hub_threads
 
+    @property
+    def steps_together(self) -> bool:
+        """Whether a step of all trainers is one step of the rows: the synchronous mode of several trainers."""
+        return self.config.trainer.count > 1 and self.config.trainer.in_flight == 1
+
     def read_spec(self, training: bool) -> ReadSpec:
         """What hub tasks need; evaluation reads in storage order."""
         return _read_spec(self.config, self.schema, training)

@@ -19,8 +19,8 @@ from flowps.cluster.plan import Plan
 from flowps.cluster.run_dir import RunDir
 from flowps.cluster.shard_report import PlacementReport, ShardReport
 from flowps.cluster.shard_role import ShardActor
-from flowps.cluster.trainer_role import Trained, request_stop, train
-from flowps.errors import ClusterError, FlowpsError, RunDirError
+from flowps.cluster.trainer_role import Handout, Trained, TrainerTask, request_stop, reserve_port, train
+from flowps.errors import ClusterError, FlowpsError, RunDirError, StoppedError
 from flowps.ps.placement import describe, predict, shares
 from flowps.ps.table import TableStats
 from flowps.status.event import Event, Finished, Metrics, from_wire
@@ -29,6 +29,9 @@ _POLL_S = 0.2  # how long an interrupt may wait to be seen
 _STOP_S = 60.0  # for a step to end and the model to be saved
 _LAST_EVENT_S = 30.0  # events travel beside the result; the last one may come after it
 _WATCH_S = 2.0  # between two looks at whether the workers are still there
+
+
+_CANCELLED = FlowpsError("a trainer was cancelled by somebody else on the cluster")
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class _Roles:
         self._client, self._plan, self._run_id = client, plan, run_id
         self._shards: list[Any] = []
         self.trainers: list[distributed.Future] = []
+        self._handout: Any = None
 
     def start(self, model_path: str) -> None:
         """Create the shards, serve them where a trainer is in another process, and start the trainers."""
@@ -124,10 +128,18 @@ class _Roles:
             self._shards.append(self._wait(future))
         served = not plan.assignment.is_one_process
         addresses = self.ask_shards("serve", token) if served else [""] * len(self._shards)
-        self.trainers = [
-            self._submit(train, self._run_id, plan, number, addresses, token, model_path, offer=offer, retries=0)
-            for number, offer in enumerate(plan.assignment.trainers)
-        ]
+        peers, handout = self._group() if plan.config.trainer.count > 1 else ([], None)
+        for number, offer in enumerate(plan.assignment.trainers):
+            task = TrainerTask(self._run_id, number, addresses, token, model_path, peers, handout)
+            self.trainers.append(self._submit(train, task, plan, offer=offer, retries=0))
+
+    def _group(self) -> tuple[list[str], Any]:
+        """Where the trainers wait for each other, and who gives them partitions."""
+        trainers = self._plan.assignment.trainers
+        ports = self._client.run(reserve_port, workers=[offer.address for offer in trainers])
+        peers = [f"[{o.host}]:{ports[o.address]}" if ":" in o.host else f"{o.host}:{ports[o.address]}" for o in trainers]
+        self._handout = self._wait(self._submit(Handout, offer=trainers[0], actor=True))  # lives as long as this refers to it
+        return peers, self._handout
 
     def ask_shards(self, method: str, *arguments: object) -> list[Any]:
         """Call a method of all shards' actors at once; their answers in order."""
@@ -149,18 +161,26 @@ class _Roles:
                         "killed for its memory?"
                     )
 
-    def request_stop(self) -> None:
-        """Ask all trainers to stop after their step."""
+    def request_stop(self, failed: bool = False) -> None:
+        """Ask all trainers to stop after their step; if a role has `failed`, without waiting for each other."""
         there = self._client.scheduler_info(n_workers=-1)["workers"]
         workers = [offer.address for offer in self._plan.assignment.trainers if offer.address in there]
         if workers:
-            self._client.run(request_stop, self._run_id, workers=workers)
+            self._client.run(request_stop, self._run_id, failed, workers=workers)
+
+    def raise_first(self) -> None:
+        """Raise the error of the trainer that has failed by itself, not because of another."""
+        errors = [trainer.exception() for trainer in self.trainers if trainer.status == "error"]
+        raise next((e for e in errors if not isinstance(e, StoppedError | ClusterError)), errors[0] if errors else _CANCELLED)
 
     def stop(self) -> None:
         """End trainers that still run, because something else has failed: nothing may be taken from under them."""
         running = [trainer for trainer in self.trainers if not trainer.done()]
         if running:
-            self.request_stop()
+            for shard in self._shards:
+                with suppress(Exception):  # it may be what has failed
+                    shard.release().result(timeout=_WATCH_S)
+            self.request_stop(failed=True)
             with suppress(TimeoutError):  # one is stuck: the error that ended the run matters more
                 distributed.wait(running, timeout=_STOP_S)
 
@@ -242,8 +262,7 @@ def _follow(
             event = events.get(timeout=_LAST_EVENT_S if done and not failed else _POLL_S)
         except queue.Empty:
             if failed:
-                failed[0].result()
-                raise FlowpsError("a trainer was cancelled") from None
+                roles.raise_first()
             if done:
                 raise FlowpsError(f"the trainer ended, but its last event did not arrive within {_LAST_EVENT_S:.0f} s") from None
             continue

@@ -51,11 +51,7 @@ class ShardActor:
         )
         widths = [slot.width for slot in self._slots]
         # In the synchronous mode a step of all trainers is one step of the rows.
-        self._together = (
-            Together(LocalEndpoint(self._shard, widths), sum(widths), trainers)
-            if trainers > 1 and plan.config.trainer.in_flight == 1
-            else None
-        )
+        self._together = Together(LocalEndpoint(self._shard, widths), sum(widths), trainers) if plan.steps_together else None
         self._endpoint: Endpoint = self._together or LocalEndpoint(self._shard, widths)
         self._server: ShardServer | None = None
         _shards[run_id, number] = self._together or self._shard
@@ -92,6 +88,11 @@ class ShardActor:
     def work(self) -> ShardWork:
         """What was done so far."""
         return ShardWork(0, 0.0, 0, 0) if self._shard is None else self._shard.work()
+
+    def release(self) -> None:
+        """A role has failed: no trainer waits here for another any longer."""
+        if self._together is not None:
+            self._together.close()
 
     def close(self) -> None:
         """Stop serving, and give the memory back."""

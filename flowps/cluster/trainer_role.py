@@ -6,21 +6,21 @@ Here the rooms meet: the trainer is given the hub's streams and a client of the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import distributed
 
 from flowps.cluster.plan import Plan
 from flowps.cluster.shard_role import security_of, shard_here, signature
 from flowps.errors import FlowpsError, RunDirError
-from flowps.hub.partition import epoch_order
+from flowps.hub.partition import Partition, epoch_order
 from flowps.hub.stream import HubStream
 from flowps.ps.client import PsClient
-from flowps.ps.endpoint import Endpoint
+from flowps.ps.endpoint import Endpoint, batch_id
 from flowps.ps.load import SlotLoad
 from flowps.ps.shard import Shard
 from flowps.ps.wire.remote import RemoteShard
@@ -28,10 +28,12 @@ from flowps.status.event import Event, Finished, Metrics, Started, to_wire
 from flowps.status.run_status import RunStatus
 
 if TYPE_CHECKING:  # importing it imports TensorFlow, which only a process with a trainer does
+    from flowps.trainer.group import Group
     from flowps.trainer.loop import Trainer
 
-# The runs with a trainer in this process, and whether they are to stop.
+# The runs with a trainer in this process: whether they are to stop, and the group that a stop may have to free.
 _stops: dict[str, threading.Event] = {}
+_groups: dict[str, Group] = {}
 
 
 @dataclass(frozen=True)
@@ -43,25 +45,66 @@ class Trained:
     loads: list[SlotLoad]
 
 
-def request_stop(run_id: str) -> None:
-    """Ask the trainer of a run in this process to stop after its current step. Run on the trainer's worker."""
-    _stops.setdefault(run_id, threading.Event()).set()
+class Handout:
+    """Gives the partitions of each epoch to the trainers, one at a time, to whoever asks next. A Dask actor beside trainer 0."""
+
+    def __init__(self) -> None:
+        self._next: dict[int, int] = {}
+
+    def take(self, epoch: int) -> int:
+        """The place, in the epoch's order, of the next partition that nobody has."""
+        place = self._next.get(epoch, 0)
+        self._next = {epoch: place + 1, **{e: n for e, n in self._next.items() if e > epoch}}
+        return place
 
 
-def train(run_id: str, plan: Plan, number: int, addresses: list[str], token: str, model_path: str) -> Trained:
-    """The task of trainer `number`: train, evaluate, save the dense model. Events go to the Dask topic `run_id`.
+@dataclass(frozen=True)
+class TrainerTask:
+    """What trainer `number` is told.
 
-    addresses   where each shard is served; "" for one that is not
+    addresses  where each shard is served; "" for one that is not
+    token      that shards want to see
+    peers      where the trainers wait for each other, host:port; empty for one alone
+    handout    who gives out partitions; None for one alone
     """
+
+    run_id: str
+    number: int
+    addresses: list[str]
+    token: str
+    model_path: str
+    peers: list[str] = field(default_factory=list)
+    handout: Any = None
+
+
+def reserve_port() -> int:
+    """Runs on a trainer's worker: a port for its group."""
+    from flowps.trainer.group import free_port
+
+    return free_port()
+
+
+def request_stop(run_id: str, failed: bool = False) -> None:
+    """Ask the trainer of a run in this process to stop after its current step. Run on the trainer's worker.
+
+    failed   whether another role has failed: this trainer must not wait for it
+    """
+    _stops.setdefault(run_id, threading.Event()).set()
+    if failed and run_id in _groups:
+        _groups[run_id].abort()
+
+
+def train(task: TrainerTask, plan: Plan) -> Trained:
+    """Train, evaluate, save the dense model. Trainer 0 speaks for all: its events go to the Dask topic `run_id`."""
     try:
-        return _train(run_id, plan, number, addresses, token, model_path)
+        return _train(task, plan)
     except Exception:
         raise
     except BaseException as error:  # it would take the Dask worker down, and nobody would hear of it
         raise FlowpsError(f"the trainer was ended by {type(error).__name__}: {error}; does your model call sys.exit?") from error
 
 
-def _train(run_id: str, plan: Plan, number: int, addresses: list[str], token: str, model_path: str) -> Trained:
+def _train(task: TrainerTask, plan: Plan) -> Trained:
     # Seceding frees the thread for hub tasks: this one waits for them.
     distributed.secede()
     # TensorFlow only where a trainer runs.
@@ -69,23 +112,32 @@ def _train(run_id: str, plan: Plan, number: int, addresses: list[str], token: st
     from flowps.trainer.models import ModelSpec
 
     worker, client, status = distributed.get_worker(), distributed.get_client(), RunStatus()
+    number, speaks = task.number, task.number == 0
 
-    def stream(epoch: int, training: bool) -> HubStream:
-        parts = epoch_order(plan.train, plan.config.seed, epoch, plan.config.data.shuffle) if training else plan.test
+    def stream(parts: Iterable[Partition], epoch: int, training: bool) -> HubStream:
         return HubStream(client, parts, plan.read_spec(training), epoch, plan.tasks_in_flight, status, plan.assignment.hub_placing)
 
     def emit(event: Event) -> None:
-        worker.log_event(run_id, to_wire(event))
+        if speaks:
+            worker.log_event(task.run_id, to_wire(event))
 
     slots = plan.schema.slots
     max_lens = [slot.max_len if slot.pooling == "none" else 0 for slot in slots]
     spec = ModelSpec.of(
         [s.name for s in slots], [s.dim for s in slots], len(plan.schema.dense), plan.config.net.hidden, max_lens
     )  # fmt: skip
-    with _shard_client(run_id, plan, addresses, token, status) as shards, _stop_flag(run_id) as stop:
+    test = plan.test[number :: plan.config.trainer.count]
+    with (
+        _shard_client(task, plan, status) as shards, _stop_flag(task.run_id) as stop, _group(task, plan) as group
+    ):  # fmt: skip
         around = Surroundings(
-            train=lambda epoch: stream(epoch, True), test=(lambda: stream(0, False)) if plan.test else None,
-            lookup=shards.lookup, push=shards.push, emit=emit, status=status, stop=stop,
+            train=lambda epoch: stream(_own_partitions(task, plan, epoch), epoch, training=True),
+            test=(lambda: stream(test, 0, training=False)) if plan.test else None,
+            lookup=lambda ticket, batch, training: shards.lookup(batch_id(number, ticket), batch, training),
+            push=lambda ticket, gradient, scale: shards.push(batch_id(number, ticket), gradient, scale),
+            emit=emit, status=status, stop=stop, group=group,
+            attend=lambda ticket: shards.attend(batch_id(number, ticket)) if plan.steps_together else None,
+            give_up=lambda ticket: shards.forget(batch_id(number, ticket)) if plan.steps_together else None,
         )  # fmt: skip
         trainer = Trainer(spec, plan.config, around)
         emit(Started(trainer.feed_threads, plan.config.trainer.in_flight, plan.hub_threads, plan.tasks_in_flight, trainer.devices))
@@ -93,12 +145,37 @@ def _train(run_id: str, plan: Plan, number: int, addresses: list[str], token: st
             trained = trainer.run()
         except BaseException:
             # What was learned before is not lost with the run. The error that ended it is the one to show.
-            if trainer.is_worth_saving:
+            if speaks and trainer.is_worth_saving:
                 with suppress(RunDirError):
-                    _save(trainer, model_path)
+                    _save(trainer, task.model_path)
             raise
-    _save(trainer, model_path)
+    if speaks:
+        _save(trainer, task.model_path)
     return Trained(trained.finished, trained.test, shards.meter.loads([0] * len(slots)))
+
+
+def _own_partitions(task: TrainerTask, plan: Plan, epoch: int) -> Iterator[Partition]:
+    """The partitions that this trainer reads in an epoch: all, or whichever it is given when it asks for the next."""
+    order = epoch_order(plan.train, plan.config.seed, epoch, plan.config.data.shuffle)
+    if task.handout is None:
+        yield from order
+        return
+    while (place := task.handout.take(epoch).result()) < len(order):
+        yield order[place]
+
+
+@contextmanager
+def _group(task: TrainerTask, plan: Plan) -> Iterator[Group | None]:
+    if not task.peers:
+        yield None
+        return
+    from flowps.trainer.group import Group
+
+    group = _groups[task.run_id] = Group(task.peers, task.number, plan.config.cluster.collective_timeout_s)
+    try:
+        yield group
+    finally:
+        del _groups[task.run_id]
 
 
 def _save(trainer: Trainer, path: str) -> None:
@@ -114,20 +191,21 @@ def _save(trainer: Trainer, path: str) -> None:
 
 
 @contextmanager
-def _shard_client(run_id: str, plan: Plan, addresses: list[str], token: str, status: RunStatus) -> Iterator[PsClient]:
+def _shard_client(task: TrainerTask, plan: Plan, status: RunStatus) -> Iterator[PsClient]:
     """A client of all shards, each reached by the shortest way there is."""
     cluster, slots = plan.config.cluster, plan.schema.slots
     with ExitStack() as opened:
         shards: list[Shard | Endpoint] = []
         for k, pieces in enumerate(plan.placement.shards):
-            here = shard_here(run_id, k)
+            here = shard_here(task.run_id, k)
             if here is not None:
                 shards.append(here)
                 continue
-            if not addresses[k]:
+            if not task.addresses[k]:
                 raise FlowpsError(f"shard {k} is not in the trainer's process, and is not served to others")
             remote = RemoteShard(
-                addresses[k], k, run_id, signature(plan, k), security_of(plan.config, token), half=cluster.wire == "float16",
+                task.addresses[k], k, task.run_id, signature(plan, k), security_of(plan.config, task.token),
+                half=cluster.wire == "float16",
                 max_message_bytes=cluster.max_message_mib << 20, timeout_s=cluster.rpc_timeout_s, count=status.count,
             )  # fmt: skip
             opened.callback(remote.close)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -71,7 +71,7 @@ class HubStream(Iterator[Batch]):
     Parameters
     ----------
     client : where the tasks run.
-    order : the partitions of this epoch, in reading order.
+    order : the partitions of this epoch, in reading order; taken one by one, as tasks are submitted.
     tasks_in_flight : at most this many partitions are being decoded or wait, decoded, to be read.
     status : gets `DecodePartition` (time of each task) and counts `empty_reads`.
     placing : keywords of `Client.submit` that say on which workers the tasks may run.
@@ -85,7 +85,7 @@ class HubStream(Iterator[Batch]):
     def __init__(
         self,
         client: distributed.Client,
-        order: Sequence[Partition],
+        order: Iterable[Partition],
         spec: ReadSpec,
         epoch: int,
         tasks_in_flight: int,
@@ -129,7 +129,7 @@ class HubStream(Iterator[Batch]):
         for future in futures:
             future.cancel()  # ends a `result` that waits
 
-    def _plan(self, order: Sequence[Partition]) -> Iterator[tuple[Partition, int]]:
+    def _plan(self, order: Iterable[Partition]) -> Iterator[tuple[Partition, int]]:
         """Each partition with the rows of the open batch that have come before it."""
         rows = 0
         for partition in order:

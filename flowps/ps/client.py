@@ -14,7 +14,7 @@ from flowps.config import Slot
 from flowps.ps.endpoint import Endpoint, LocalEndpoint
 from flowps.ps.load import LoadMeter
 from flowps.ps.memory import aligned_empty
-from flowps.ps.parcel import Route, SplitSlot
+from flowps.ps.parcel import Parcel, Route, SplitSlot
 from flowps.ps.placement import Placement
 from flowps.ps.shard import Shard
 from flowps.ps.team import Team
@@ -87,6 +87,10 @@ class PsClient:
         """
         self._run(lambda n: self._paths[n].push(batch_id, grads, rate_scale), "Push")
 
+    def attend(self, batch_id: int) -> None:
+        """A lookup without samples, for trainers that step together: the others' batches wait for it. There is no push after it."""
+        self._run(lambda n: self._paths[n].attend(batch_id), "Lookup")
+
     def forget(self, batch_id: int) -> None:
         """There will be no push of this batch."""
         for path in self._paths:
@@ -120,6 +124,9 @@ class _Path(Protocol):
     def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
         """Give the shard its part of `grads`."""
 
+    def attend(self, batch_id: int) -> None:
+        """Look up no samples."""
+
     def forget(self, batch_id: int) -> None:
         """There will be no push."""
 
@@ -143,6 +150,9 @@ class _Direct(_Path):
         """See _Path."""
         return self._shard.push(batch_id, grads, rate_scale)
 
+    def attend(self, batch_id: int) -> None:
+        """See _Path. A trainer alone waits for nobody."""
+
     def forget(self, batch_id: int) -> None:
         """See _Path."""
         self._shard.forget(batch_id)
@@ -164,6 +174,10 @@ class _Packed(_Path):
     def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
         """See _Path."""
         return self._endpoint.push(batch_id, self._route.gather(self.shard, grads), rate_scale)
+
+    def attend(self, batch_id: int) -> None:
+        """See _Path."""
+        self._endpoint.lookup(batch_id, Parcel(0, [], []), training=True)
 
     def forget(self, batch_id: int) -> None:
         """See _Path."""

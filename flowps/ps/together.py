@@ -5,6 +5,7 @@ Covers who waits for whom. Called by every trainer of a run, through the service
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -15,11 +16,12 @@ from typing import TypeVar
 import numpy as np
 
 from flowps.batch import Batch, Float32
-from flowps.errors import DataError, StoppedError
+from flowps.errors import DataError, StoppedError, UnknownBatchError
 from flowps.ps.endpoint import Endpoint, step_of, trainer_of
 from flowps.ps.parcel import Lines, Parcel
 
 T = TypeVar("T")
+_OVER = "trainers that step together: the run ends"
 
 
 @dataclass
@@ -35,16 +37,16 @@ class _Round:
 class Together(Endpoint):
     """`shard` for `trainers` that step together: their batches are looked up as one batch, and their gradients pushed as one.
 
-    So N trainers do with a row what one trainer with N times the batch does. Call k of every trainer must belong to call k of every
-    other, which is so with one batch in flight and a batch, be it empty, from every trainer in every step. A call returns when all
-    trainers have made it, and raises StoppedError after `close`. The batches of trainer t are numbered t · 2^40 on.
+    So N trainers do with a row what one trainer with N times the batch does. Every trainer looks a batch up in every step, an empty
+    one when it has no more, and pushes unless it was empty; with one batch in flight. A call returns when all trainers have made
+    it, and raises StoppedError once the end was declared by `forget` or `close`.
     """
 
     def __init__(self, endpoint: Endpoint, width: int, trainers: int) -> None:
         self._endpoint, self._width, self._trainers = endpoint, width, trainers
         self._lock = threading.Lock()  # guards the rounds
         self._rounds: dict[int, _Round] = {}
-        self._closed = False
+        self._over_from = sys.maxsize  # no step from this one on
 
     def lookup(self, batch_id: int, parcel: Parcel, training: bool, out: Float32 | None = None) -> Float32:
         """See Endpoint. An evaluation's lookup waits for nobody."""
@@ -53,10 +55,11 @@ class Together(Endpoint):
         number, trainer = step_of(batch_id), trainer_of(batch_id)
         with self._lock:
             found = self._round(number)
-            if trainer in found.parcels:
+            if trainer in found.parcels and (parcel.size or found.parcels[trainer].size):
                 raise DataError(f"batch {batch_id}: trainer {trainer} has looked up its batch of step {number} before")
+            new = trainer not in found.parcels
             found.parcels[trainer] = parcel
-            complete = len(found.parcels) == self._trainers
+            complete = new and len(found.parcels) == self._trainers
         if complete:
             _settle(found.looked_up, lambda: self._look_up(number, found))
             if not any(of.size for of in found.parcels.values()):  # all have come to their end: there is nothing to push
@@ -71,33 +74,37 @@ class Together(Endpoint):
         """See Endpoint."""
         number, trainer = step_of(batch_id), trainer_of(batch_id)
         with self._lock:
-            found = self._round(number)
+            found = self._rounds.get(number)
+            if found is None or trainer not in found.parcels:
+                raise UnknownBatchError(
+                    f"batch {batch_id}: a push came, but trainer {trainer} has looked up nothing in step {number}"
+                )
             found.gradients[trainer] = gradient, rate_scale
-            complete = len(found.gradients) == self._trainers
+            complete = len(found.gradients) == sum(1 for of in found.parcels.values() if of.size)
         if complete:
             _settle(found.pushed, lambda: self._push(number, found))
             self._end(number)
         return found.pushed.result()
 
     def forget(self, batch_id: int) -> None:
-        """The step of all trainers is given up."""
+        """There will be no step of all trainers any more, from that of the batch on: whoever waits for one gets a StoppedError."""
+        number = step_of(batch_id)
         with self._lock:
-            found = self._rounds.pop(step_of(batch_id), None)
-        if found is not None:
-            self._endpoint.forget(step_of(batch_id))
-            _refuse(found, f"batch {batch_id} was given up")
+            self._over_from = min(self._over_from, number)
+            over = {n: found for n, found in self._rounds.items() if n >= self._over_from}
+            for n in over:
+                del self._rounds[n]
+        for n, found in over.items():
+            self._endpoint.forget(n)
+            _refuse(found)
 
     def close(self) -> None:
         """Nobody waits any longer. Idempotent."""
-        with self._lock:
-            self._closed = True
-            rounds = list(self._rounds.values())
-        for found in rounds:
-            _refuse(found, "the run ends")
+        self.forget(0)
 
     def _round(self, number: int) -> _Round:
-        if self._closed:
-            raise StoppedError("trainers that step together: the run ends")
+        if number >= self._over_from:
+            raise StoppedError(_OVER)
         return self._rounds.setdefault(number, _Round())
 
     def _end(self, number: int) -> None:
@@ -148,7 +155,7 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
             future.set_result(result)
 
 
-def _refuse(found: _Round, why: str) -> None:
+def _refuse(found: _Round) -> None:
     for future in (found.looked_up, found.pushed):
         with suppress(InvalidStateError):
-            future.set_exception(StoppedError(f"trainers that step together: {why}"))
+            future.set_exception(StoppedError(_OVER))

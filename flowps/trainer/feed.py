@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -29,18 +30,21 @@ from flowps.status.run_status import RunStatus
 _STOP_POLL_S = 0.25  # the stop flag may be set from a signal handler or another process, which cannot notify
 
 Lookup = Callable[[int, Batch], Float32]
+Stage = Callable[[Batch, Float32], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
     """A batch with its looked-up embeddings, float32 [size, width]. `ticket` is also the batch's id for its push.
 
+    inputs what `stage` made of them
     times  when its thread began to wait for a permit, had it, had the batch, and had the feed ready (time.perf_counter)
     """
 
     ticket: int
     batch: Batch
     embeddings: Float32
+    inputs: Any
     times: tuple[float, float, float, float]
 
 
@@ -56,17 +60,19 @@ class FeedQueue:
     threads : feed threads, started at once.
     first_ticket : ticket of the first batch.
     stop : set by anyone to end the run: `get` then raises StoppedError instead of waiting.
-    status : gets the stages PermitWait, ReadSample, CheckBatch, EmbeddingLookup, CheckFeed, FeedQueueWait, FirstFeedWait (until the
-        first feed) and TrainerWait (for every later one), the latter also split by what the awaited feed was doing
+    status : gets the stages PermitWait, ReadSample, CheckBatch, EmbeddingLookup, CheckFeed, StageFeed, FeedQueueWait, FirstFeedWait
+        (until the first feed) and TrainerWait (for every later one), the latter also split by what the awaited feed was doing
         (`bottleneck.WAITS`), and the counter `feed_queue_empty`.
+    stage : (batch, embeddings) → what a step takes, already where it runs; called by several threads at once, ahead of the step.
     starving : whether a `get` that waits holds training up, and is counted and timed as such.
     """
 
     def __init__(
         self, batches: Iterator[Batch], lookup: Lookup, *, width: int, dense_width: int, permits: int, threads: int,
-        first_ticket: int, stop: threading.Event, status: RunStatus, starving: bool = True,
+        first_ticket: int, stop: threading.Event, status: RunStatus, stage: Stage = lambda batch, embeddings: None,
+        starving: bool = True,
     ) -> None:  # fmt: skip
-        self._batches, self._lookup, self._stop, self._status = batches, lookup, stop, status
+        self._batches, self._lookup, self._stage, self._stop, self._status = batches, lookup, stage, stop, status
         self._width, self._dense_width, self._starving = width, dense_width, starving
         self._read_lock = threading.Lock()  # held while a batch is read: order of tickets = order of batches
         self._changed = threading.Condition()  # guards everything below
@@ -153,8 +159,10 @@ class FeedQueue:
                     embeddings = self._lookup(ticket, batch)
                 with self._status.timed("CheckFeed"):
                     self._check_embeddings(ticket, embeddings, batch)
+                with self._status.timed("StageFeed"):
+                    inputs = self._stage(batch, embeddings)
                 with self._changed:
-                    self._ready[ticket] = Feed(ticket, batch, embeddings, (*times, time.perf_counter()))
+                    self._ready[ticket] = Feed(ticket, batch, embeddings, inputs, (*times, time.perf_counter()))
                     self._changed.notify_all()
         except BaseException as error:  # handed over whole: whoever calls `get` raises it
             self.fail(error)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from flowps.batch import Batch, Float32
@@ -23,7 +24,9 @@ from flowps.errors import ConfigError, StoppedError
 from flowps.status.event import Emit, Evaluated, Finished, Metrics
 from flowps.status.reporter import Reporter
 from flowps.status.run_status import RunStatus
-from flowps.trainer.feed import FeedQueue
+from flowps.trainer.feed import Feed, FeedQueue
+from flowps.trainer.group import Group
+from flowps.trainer.group_step import METRICS_KEY, GroupStep
 from flowps.trainer.hook import SteadyClock, StepReporter
 from flowps.trainer.metrics import StreamingMetrics
 from flowps.trainer.models import ModelSpec, build
@@ -48,6 +51,9 @@ class Surroundings:
     lookup   (batch id, batch, training) → embeddings float32 [size, width]; thread-safe
     push     (batch id, gradient float32 [size, width], what learning rates are multiplied by); thread-safe
     stop     set by anyone to end the run after the current step
+    group    the trainers that share one dense update; None: this one is alone
+    attend   told the batch id of a step for which this trainer has no batch any more, while others may
+    give_up  told the batch id from which on there will be no more steps, while lookups may wait for those of other trainers
     """
 
     train: Callable[[int], BatchStream]
@@ -57,6 +63,20 @@ class Surroundings:
     emit: Emit
     status: RunStatus
     stop: threading.Event
+    group: Group | None = None
+    attend: Callable[[int], None] = lambda ticket: None
+    give_up: Callable[[int], None] = lambda ticket: None
+
+
+@dataclass(frozen=True)
+class _Stepped:
+    """What came of a step. `labels` and `logits` of all trainers; `gradient` of this one's embeddings."""
+
+    loss: float
+    labels: Float32
+    logits: Float32
+    gradient: Any
+    rate_scale: float
 
 
 @dataclass(frozen=True)
@@ -96,18 +116,28 @@ class Trainer:
             raise ConfigError(
                 "trainer.optimizer ftrl divides by the learning rate, which trainer.decay takes to 0; set trainer.decay_to"
             )
-        prepare_tensorflow(config)
         self._spec, self._config, self._around = spec, config, around
-        self._step = Step(
-            build(config.model, spec), spec, config.trainer.optimizer, config.trainer.learning_rate, config.trainer.jit_compile
-        )
+        self._step = self._make_step()
         self.feed_threads = config.trainer.feed_threads or default_feed_threads(config.trainer.in_flight)
         self._schedule = Schedule.of(config.trainer)
-        self._steps = self._examples = 0
-        self._epochs = 0
+        self._steps = self._examples = 0  # of all trainers
+        self._epochs = self._left_out = 0
         self._first_step_at = 0.0
         self._hook = StepReporter(around.emit, config.status.print_interval)
         self._clock = SteadyClock(around.status)
+
+    def _make_step(self) -> Step:
+        """The step, in a TensorFlow that is set up for this run."""
+        knobs, group = self._config.trainer, self._around.group
+        if group is not None:
+            group.begin()
+        prepare_tensorflow(self._config)
+        if group is not None:
+            group.join()
+        model = build(self._config.model, self._spec, knobs.precision)
+        scaling = knobs.precision == "mixed_float16"
+        how = (model, self._spec, knobs.optimizer, knobs.learning_rate, knobs.jit_compile, scaling)
+        return Step(*how) if group is None else GroupStep(*how, group=group, batch_size=self._config.data.batch_size)
 
     @property
     def model(self) -> keras.Model:
@@ -161,11 +191,19 @@ class Trainer:
             closing(stream),
         ):
             self._clock.resume()
-            while self._train_step(feeds, pushes):
-                pass
+            try:
+                while self._train_step(feeds, pushes):
+                    pass
+            except BaseException:
+                self._around.give_up(self._steps)
+                raise
+            if self._around.stop.is_set():
+                self._around.give_up(self._steps)
             pushes.drain()
             feeds.check()
             self._clock.pause()
+        if isinstance(self._step, GroupStep):
+            self._step.share_state()
         self._hook.end_interval(self._steps)
 
     def _train_step(self, feeds: FeedQueue, pushes: PushQueue) -> bool:
@@ -173,19 +211,44 @@ class Trainer:
         try:
             feed = feeds.get()
         except StoppedError:
+            feed = None
+        if isinstance(self._step, GroupStep):
+            stepped = self._step_together(self._step, feed)
+        else:
+            stepped = None if feed is None else self._step_alone(feed)
+        if stepped is None:
             return False
-        if feed is None:
-            return False
+        if feed is not None:
+            pushes.put(feed.ticket, stepped.gradient, stepped.rate_scale, feeds.release)
+        self._steps += 1
+        self._examples += len(stepped.labels)
+        self._first_step_at = self._first_step_at or time.time()
+        self._hook.after_step(self._steps, self._examples, stepped.loss, stepped.labels, stepped.logits, feeds.depth)
+        self._clock.after_step(len(stepped.labels))
+        if self._step.left_out > self._left_out:
+            self._left_out = self._step.left_out
+            self._around.status.count("steps_left_out_by_loss_scaling")
+        return not self._around.stop.is_set()
+
+    def _step_alone(self, feed: Feed) -> _Stepped:
         with self._around.status.timed("TrainStep"):
             rate_scale = self._schedule.at(self._steps)
-            loss, logits, gradient = self._step.train(feed.batch, feed.embeddings, rate_scale)
-        pushes.put(feed.ticket, gradient, rate_scale, feeds.release)
-        self._steps += 1
-        self._examples += feed.batch.size
-        self._first_step_at = self._first_step_at or time.time()
-        self._hook.after_step(self._steps, self._examples, loss, feed.batch.labels, logits, feeds.depth)
-        self._clock.after_step(feed.batch.size)
-        return not self._around.stop.is_set()
+            loss, logits, gradient = self._step.train(feed.batch, feed.embeddings, rate_scale, feed.inputs)
+        return _Stepped(loss, feed.batch.labels, logits, gradient, rate_scale)
+
+    def _step_together(self, step: GroupStep, feed: Feed | None) -> _Stepped | None:
+        """A step of all trainers, with or without a batch of this one; None when nobody has one."""
+        if feed is None and not self._around.stop.is_set():
+            self._around.attend(self._steps)
+        with self._around.status.timed("TrainStep"):
+            rate_scale = self._schedule.at(self._steps)
+            batch, inputs = (None, None) if feed is None else (feed.batch, feed.inputs)
+            joint = step.train_together(batch, inputs, rate_scale, self._around.stop.is_set())
+        if joint is None:
+            return None
+        if joint.stop:
+            self._around.stop.set()
+        return _Stepped(joint.loss, joint.labels, joint.logits, joint.gradient, rate_scale)
 
     def _evaluate(self) -> Metrics | None:
         """Score the test batches; creates no rows and changes nothing."""
@@ -195,22 +258,31 @@ class Trainer:
         metrics = StreamingMetrics()
         stream = self._around.test()
         with closing(self._feeds(stream, training=False)) as feeds, closing(stream):
-            while True:
-                try:
-                    feed = feeds.get()
-                except StoppedError:
-                    feeds.check()
-                    return None
-                if feed is None:
-                    break
+            while (feed := self._next_to_score(feeds)) is not None:
                 with self._around.status.timed("PredictStep"):
-                    logits = self._step.predict(feed.batch, feed.embeddings)
+                    logits = self._step.predict(feed.batch, feed.embeddings, feed.inputs)
                 metrics.update(feed.batch.labels, logits)
                 feeds.release()
             feeds.check()
+        if self._around.group is not None:
+            # Of all trainers; also of one that was stopped, so that none waits for it in vain.
+            state = np.append(metrics.state(), float(self._around.stop.is_set()))
+            *summed, stopped = self._around.group.add(state, METRICS_KEY)
+            metrics = StreamingMetrics.of_state(np.array(summed))
+            if stopped:
+                self._around.stop.set()
+        if self._around.stop.is_set():
+            return None
         result = metrics.result()
         self._around.emit(Evaluated(self._epochs, self._steps, time.perf_counter() - start, result))
         return result
+
+    @staticmethod
+    def _next_to_score(feeds: FeedQueue) -> Feed | None:
+        try:
+            return feeds.get()
+        except StoppedError:
+            return None
 
     def _feeds(self, stream: BatchStream, training: bool) -> FeedQueue:
         def lookup(ticket: int, batch: Batch) -> Any:
@@ -219,5 +291,5 @@ class Trainer:
         return FeedQueue(
             stream, lookup, width=self._spec.width, dense_width=self._spec.dense_width,
             permits=self._config.trainer.in_flight, threads=self.feed_threads, first_ticket=self._steps,
-            stop=self._around.stop, status=self._around.status, starving=training,
+            stop=self._around.stop, status=self._around.status, stage=self._step.stage, starving=training,
         )  # fmt: skip

@@ -46,6 +46,21 @@ class StreamingMetrics:
         self._prob += other._prob
         self._real += other._real
 
+    def state(self) -> NDArray[np.float64]:
+        """All that was seen, float64 [n]; states add up to that of the objects' `merge`, exactly up to 2^53 examples."""
+        self._flush()
+        rest = [self._examples, self._logloss, self._prob, self._real]
+        return np.concatenate([self._positives, self._negatives, rest]).astype(np.float64)
+
+    @staticmethod
+    def of_state(state: NDArray[np.float64]) -> StreamingMetrics:
+        """The object that has this `state`."""
+        found = StreamingMetrics()
+        found._positives, found._negatives = (np.rint(part).astype(np.int64) for part in (state[:_BINS], state[_BINS : 2 * _BINS]))
+        found._examples = round(state[2 * _BINS])
+        found._logloss, found._prob, found._real = (float(x) for x in state[2 * _BINS + 1 :])
+        return found
+
     def result(self) -> Metrics:
         """The figures so far; NaN means and no AUC before the first example."""
         self._flush()

@@ -16,6 +16,7 @@ from flowps.batch import Batch, Float32, Int32
 from flowps.errors import ConfigError, ModelError
 from flowps.trainer.models import ModelSpec
 
+_LEAST_SCALE = 2.0**-10  # of losses, as float16 needs it to be large
 _ALIGNMENT = 64  # bytes; Eigen's on machines with AVX-512, and enough on all others
 
 
@@ -27,12 +28,18 @@ class Step:
     model : as `models.build` returns it.
     optimizer : any Keras optimizer by name, for the dense weights.
     jit_compile : compile with XLA; a batch of another size compiles again.
+    loss_scaling : keep float16 gradients from becoming 0 (Micikevicius et al., "Mixed Precision Training", 2018): a step whose
+        scaled gradients overflow is left out, counted in `left_out`, and its embeddings' gradient is 0.
 
     Raises ConfigError for an unknown optimizer and ModelError for a model that TensorFlow cannot trace.
     """
 
-    def __init__(self, model: keras.Model, spec: ModelSpec, optimizer: str, learning_rate: float, jit_compile: bool) -> None:
+    def __init__(
+        self, model: keras.Model, spec: ModelSpec, optimizer: str, learning_rate: float, jit_compile: bool,
+        loss_scaling: bool = False,
+    ) -> None:  # fmt: skip
         self.model = model
+        self.left_out = 0
         self.spoiled = False
         """Whether a step gave NaN or infinity, so that the dense weights are of no use."""
         self._keys = list(spec.widths())
@@ -44,9 +51,13 @@ class Step:
             raise ConfigError(
                 f"trainer.optimizer: Keras has no optimizer {optimizer!r} that takes a learning rate: {error}"
             ) from None
+        if loss_scaling:
+            self._optimizer = keras.optimizers.LossScaleOptimizer(self._optimizer)
         self._optimizer.build(self._variables)
         self._learning_rate, self._rate_scale = learning_rate, 1.0
-        signature = [
+        self._jit_compile, self._loss_scaling = jit_compile, loss_scaling
+        self._gpu = next((device.name for device in tf.config.list_logical_devices("GPU")), None)
+        self._signature = signature = [
             tf.TensorSpec((None, spec.width), tf.float32),
             tf.TensorSpec((None, spec.dense_width), tf.float32),
             tf.TensorSpec((None, len(spec.sequences)), tf.int32),
@@ -59,43 +70,61 @@ class Step:
         except Exception as error:  # it is the user's model that is traced here
             raise ModelError(f"the model cannot be trained by TensorFlow: {type(error).__name__}: {error}") from error
 
-    def train(self, batch: Batch, embeddings: Float32, rate_scale: float = 1.0) -> tuple[float, Float32, Any]:
-        """Take one step, with `rate_scale` times the learning rate.
+    def stage(self, batch: Batch, embeddings: Float32) -> tuple[Any, ...]:
+        """What a step of this batch takes, as tensors where the step runs; any thread may call it, ahead of the step."""
+        tensors = tuple(_tensor(x) for x in (embeddings, batch.dense, self._lengths(batch), batch.labels))
+        if self._gpu is None:
+            return tensors
+        with tf.device(self._gpu):
+            return tuple(tf.identity(x) for x in tensors)
+
+    def train(
+        self, batch: Batch, embeddings: Float32, rate_scale: float = 1.0, inputs: tuple[Any, ...] | None = None
+    ) -> tuple[float, Float32, Any]:  # fmt: skip
+        """Take one step, with `rate_scale` times the learning rate. `inputs`: what `stage` gave for the batch, if it was called.
 
         Returns the loss, the logits before it (float32 [size]), and the embeddings' gradient as a tensor [size, width].
 
         Raises ModelError when TensorFlow fails in the model, and when the loss or any gradient is NaN or infinite: the dense
         weights are then `spoiled` and the gradient must not be pushed.
         """
+        self._set_rate(rate_scale)
+        loss, finite, logits, gradient = self._called(self._train, batch, *(inputs or self.stage(batch, embeddings)))
+        found = self._judge(float(loss), bool(finite))
+        return found, logits.numpy(), gradient if finite else tf.zeros_like(gradient)
+
+    def predict(self, batch: Batch, embeddings: Float32, inputs: tuple[Any, ...] | None = None) -> Float32:
+        """Logits, float32 [size]; changes nothing. Raises ModelError when TensorFlow fails, or one is NaN or infinite."""
+        found: Float32 = self._called(self._predict, batch, *(inputs or self.stage(batch, embeddings))[:3]).numpy()
+        if not np.isfinite(found).all():
+            raise ModelError("a prediction is NaN or infinite: look for what only the test data hold, and check your model")
+        return found
+
+    def _set_rate(self, rate_scale: float) -> None:
         if rate_scale != self._rate_scale:
             self._optimizer.learning_rate = self._learning_rate * rate_scale
             self._rate_scale = rate_scale
-        try:
-            loss, finite, logits, gradient = self._train(
-                *(_tensor(x) for x in (embeddings, batch.dense, self._lengths(batch), batch.labels))
-            )
-        except tf.errors.OpError as error:
-            raise _failed(error, batch) from error
-        found = float(loss)
-        if not finite:
-            self.spoiled = True
-            what = "the gradients became NaN or infinite" if np.isfinite(found) else f"the loss became {found}"
-            raise ModelError(
-                f"{what}: the model or its weights gave NaN or infinity; lower trainer.learning_rate "
-                "or the slots' learning_rate, scale large dense columns (data.log1p), or check your model"
-            )
-        return found, logits.numpy(), gradient
 
-    def predict(self, batch: Batch, embeddings: Float32) -> Float32:
-        """Logits, float32 [size]; changes nothing. Raises ModelError when TensorFlow fails, or one is NaN or infinite."""
+    def _called(self, function: Any, batch: Batch, *inputs: Any) -> Any:
         try:
-            inputs = (_tensor(x) for x in (embeddings, batch.dense, self._lengths(batch)))
-            logits: Float32 = self._predict(*inputs).numpy()
+            return function(*inputs)
         except tf.errors.OpError as error:
             raise _failed(error, batch) from error
-        if not np.isfinite(logits).all():
-            raise ModelError("a prediction is NaN or infinite: look for what only the test data hold, and check your model")
-        return logits
+
+    def _judge(self, loss: float, finite: bool) -> float:
+        """The loss, unless the step has spoiled the model."""
+        if finite:
+            return loss
+        # The optimizer has left the step out and halves the scale: until gradients of this model could not be told from 0.
+        if self._loss_scaling and np.isfinite(loss) and float(self._optimizer.dynamic_scale) > _LEAST_SCALE:
+            self.left_out += 1
+            return loss
+        self.spoiled = True
+        what = "the gradients became NaN or infinite" if np.isfinite(loss) else f"the loss became {loss}"
+        raise ModelError(
+            f"{what}: the model or its weights gave NaN or infinity; lower trainer.learning_rate "
+            "or the slots' learning_rate, scale large dense columns (data.log1p), or check your model"
+        )
 
     def _lengths(self, batch: Batch) -> Int32:
         """How many vectors each sequence of each sample has, int32 [size, sequences]."""
@@ -111,21 +140,32 @@ class Step:
     def _forward(self, embeddings: Any, dense: Any, lengths: Any, training: bool = False) -> Any:
         return tf.cast(tf.reshape(self.model(self._inputs(embeddings, dense, lengths), training=training), [-1]), tf.float32)
 
-    def _train_step(self, embeddings: Any, dense: Any, lengths: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
+    def _gradients(self, embeddings: Any, dense: Any, lengths: Any, labels: Any, weight: Any) -> tuple[Any, Any, Any, list[Any]]:
+        """Objective times `weight`, logits, and the gradients of embeddings and variables, times the loss scale if there is one."""
         with tf.GradientTape() as tape:
             tape.watch(embeddings)
             logits = self._forward(embeddings, dense, lengths, training=True)
             loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
             # Regularisers that a custom model's layers ask for.
-            objective = loss + tf.add_n(self.model.losses) if self.model.losses else loss
+            objective = (loss + tf.add_n(self.model.losses) if self.model.losses else loss) * weight
+            scaled = self._optimizer.scale_loss(objective) if self._loss_scaling else objective
         gradient, *gradients = tape.gradient(
-            objective, [embeddings, *self._variables], unconnected_gradients=tf.UnconnectedGradients.ZERO
+            scaled, [embeddings, *self._variables], unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
+        return objective, logits, gradient, gradients
+
+    def _train_step(self, embeddings: Any, dense: Any, lengths: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
+        objective, logits, gradient, gradients = self._gradients(embeddings, dense, lengths, labels, 1.0)
+        if self._loss_scaling:  # before the optimizer changes the scale
+            gradient = gradient / self._loss_scale()
         # Not the loss alone: a ReLU turns NaN into 0 on a CPU, so that NaN shows in the gradients only.
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in (objective, gradient, *gradients)])
         if self._variables:
             self._optimizer.apply(gradients, self._variables)
         return objective, finite, logits, gradient
+
+    def _loss_scale(self) -> Any:
+        return tf.cast(self._optimizer.dynamic_scale, tf.float32) if self._loss_scaling else 1.0
 
 
 def _tensor(array: NDArray[Any]) -> Any:

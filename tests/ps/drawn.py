@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
+from msgspec import structs
 from numpy.typing import NDArray
 
 from flowps.batch import Batch
 from flowps.config import Slot
+from flowps.ps.placement import Piece, Placement
 from tests.ps import naive
 
 bounded = partial(settings, deadline=None, database=None)  # JIT compiling is slow, and a test leaves nothing behind
@@ -50,6 +54,13 @@ def batch(of: Bags) -> Batch:
     return Batch(np.zeros(size, np.float32), np.empty((size, 0), np.float32), *arrays(of))
 
 
+def weighted(of: Bags, random: np.random.Generator) -> Batch:
+    """A batch with these bags, each sign with a share of its own, now and then 0."""
+    plain = batch(of)
+    shares = random.choice([0.0, 0.25, 0.5, 1.0, 2.0, 3.0], len(plain.signs), p=[0.1, 0.18, 0.18, 0.18, 0.18, 0.18])
+    return replace(plain, shares=shares.astype(np.float32))
+
+
 def random_bags(random: np.random.Generator, num_slots: int, size: int, values: int, most: int = 5) -> Bags:
     """Bags of 0 to `most` signs; each slot has `values` different ones, and no two slots share any, as if hashed."""
 
@@ -62,3 +73,19 @@ def random_bags(random: np.random.Generator, num_slots: int, size: int, values: 
 def slot(name: str, **settings: Any) -> Slot:
     """Settings of a slot: weights wide enough to matter, the rest as by default."""
     return Slot(name=name, **{"init_scale": 0.5, "dim": 8, **settings})
+
+
+def any_placement(random: np.random.Generator, slots: Sequence[Slot], num_shards: int) -> Placement:
+    """Slots and parts of slots anywhere, as long as no shard has two parts of one and those with pooling none are whole."""
+    shards: list[list[Piece]] = [[] for _ in range(num_shards)]
+    for s, slot in enumerate(slots):
+        parts = 1 if slot.pooling == "none" else int(random.integers(1, num_shards + 1))
+        for part, k in enumerate(random.permutation(num_shards)[:parts]):
+            shards[k].append(Piece(s, part, parts))
+    columns = np.cumsum([0, *(slot.width for slot in slots)]).tolist()
+    return Placement(tuple(tuple(sorted(shard)) for shard in shards), tuple(columns[:-1]), columns[-1])
+
+
+def piece_slots(pieces: Sequence[Piece], slots: Sequence[Slot]) -> list[Slot]:
+    """A shard's slots: a part's sum is added to that of the others."""
+    return [slots[p.slot] if p.parts == 1 else structs.replace(slots[p.slot], pooling="sum") for p in pieces]

@@ -94,6 +94,38 @@ def sum_gradients(
     return sums
 
 
+# --- split.py ---------------------------------------------------------------------------------------------------------
+
+
+def part_of(sign: int, parts: int) -> int:
+    """Which of `parts` ranges has a sign, by its upper half."""
+    return (sign >> 32) * parts >> 32
+
+
+def weights_of(pooling: str, count: int, shares: Sequence[np.float32] | None = None) -> list[np.float32]:
+    """The weight of every sign of a bag in the plain sum that is its pooled vector, float32 as the kernels."""
+    given = [np.float32(1)] * count if shares is None else list(shares)
+    if pooling == "sum":
+        return given
+    total = np.float32(0)
+    for share in given:
+        total += share if pooling == "mean" else share * share
+    by = total if pooling == "mean" else np.sqrt(total)
+    return [np.float32(0 if by == 0 else np.float32(1) / by) * share for share in given]
+
+
+def split(
+    bags: Sequence[Sequence[int]], parts: int, pooling: str, shares: Sequence[Sequence[np.float32]] | None = None
+) -> list[list[list[tuple[int, np.float32]]]]:  # fmt: skip
+    """[part][sample] → (sign, weight), of one slot's bags."""
+    found: list[list[list[tuple[int, np.float32]]]] = [[[] for _ in bags] for _ in range(parts)]
+    for b, bag in enumerate(bags):
+        weights = weights_of(pooling, len(bag), None if shares is None else shares[b])
+        for sign, weight in zip(bag, weights, strict=True):
+            found[part_of(sign, parts)][b].append((sign, weight))
+    return found
+
+
 # --- table.py ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ State without I/O: `service` calls it. Memory: the answers of the batches in fli
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -14,6 +14,7 @@ from typing import TypeVar
 from flowps.errors import UnknownBatchError
 
 T = TypeVar("T")
+_SMALL_BYTES = 256  # an answer without samples is shorter
 
 
 class Once:
@@ -27,9 +28,10 @@ class Once:
 
     def __init__(self, kept_pushes: int) -> None:
         self._kept_pushes = kept_pushes
-        self._lock = threading.Lock()  # guards the two below, never held while a call runs
+        self._lock = threading.Lock()  # guards all below, never held while a call runs
         self._lookups: dict[int, Future[bytes]] = {}
         self._pushes: OrderedDict[int, Future[int]] = OrderedDict()
+        self._small: deque[int] = deque()
 
     def lookup(self, batch_id: int, work: Callable[[], bytes]) -> bytes:
         """What `work` gives. Raises UnknownBatchError for a batch that was pushed: the lookup is late, and of no use to anyone."""
@@ -40,7 +42,10 @@ class Once:
             first = future is None
             if future is None:
                 future = self._lookups[batch_id] = Future()
-        return self._result(self._lookups, batch_id, future, work if first else None)
+        answer = self._result(self._lookups, batch_id, future, work if first else None)
+        if first and len(answer) < _SMALL_BYTES:
+            self._drop_small(batch_id)
+        return answer
 
     def push(self, batch_id: int, work: Callable[[], int]) -> int:
         """What `work` gave when it was called for this batch."""
@@ -61,6 +66,13 @@ class Once:
         """There will be no push; the number may be used again."""
         with self._lock:
             self._lookups.pop(batch_id, None)
+
+    def _drop_small(self, batch_id: int) -> None:
+        """Keep the newest small answers only: a lookup of no samples has no push that would end it."""
+        with self._lock:
+            self._small.append(batch_id)
+            if len(self._small) > self._kept_pushes:
+                self._lookups.pop(self._small.popleft(), None)
 
     def _result(
         self, of: dict[int, Future[T]], batch_id: int, future: Future[T], work: Callable[[], T] | None

@@ -21,14 +21,21 @@ from flowps.trainer.models.spec import ModelSpec
 BUILT_IN: dict[str, Callable[[ModelSpec], keras.Model]] = {"dnn": dnn, "deepfm": deepfm, "lr": lr}
 
 
-def build(name: str, spec: ModelSpec) -> keras.Model:
+def build(name: str, spec: ModelSpec, precision: str = "float32") -> keras.Model:
     """The model called `name`, built from `spec`: a built-in one, or `"module:function"`.
+
+    precision   Keras's dtype policy of layers that do not say another
 
     A module is looked for on the path and in the working directory.
     Raises ModelError when it cannot be found, raises, is no keras.Model, does not take the spec's inputs, does not give one logit
     per sample ([batch, 1] or [batch]), gives NaN or infinity for an input of zeros, or could not be saved.
     """
-    model = _function(name)(spec) if ":" not in name else _call(name, spec)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = _function(name)(spec) if ":" not in name else _call(name, spec)
+    finally:
+        keras.config.set_dtype_policy(before)
     if not isinstance(model, keras.Model):
         raise ModelError(f"model {name!r}: expected the function to return a keras.Model, found {type(model).__name__}")
     for samples in (3, 5):  # not 1, and not one size alone: a wrong shape must not fit by chance

@@ -13,4 +13,4 @@ def dnn(spec: ModelSpec) -> keras.Model:
     x = spec.concatenated(inputs)
     for units in spec.hidden:
         x = keras.layers.Dense(units, activation="relu")(x)
-    return keras.Model(inputs, keras.layers.Dense(1)(x), name="dnn")
+    return keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(x), name="dnn")

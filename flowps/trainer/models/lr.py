@@ -18,5 +18,5 @@ def lr(spec: ModelSpec) -> keras.Model:
         terms.append(keras.ops.sum(inputs["embeddings"], axis=1, keepdims=True))
     # Without dense columns the layer still carries the bias.
     bias_over = inputs["dense_columns"] if "dense_columns" in inputs else keras.ops.zeros_like(terms[0])
-    terms.append(keras.layers.Dense(1, kernel_initializer="zeros")(bias_over))
-    return keras.Model(inputs, keras.layers.add(terms) if len(terms) > 1 else terms[0], name="lr")
+    terms.append(keras.layers.Dense(1, kernel_initializer="zeros", dtype="float32")(bias_over))
+    return keras.Model(inputs, keras.layers.add(terms, dtype="float32") if len(terms) > 1 else terms[0], name="lr")

@@ -1,0 +1,115 @@
+"""`GroupStep`: one TensorFlow step of several trainers: each has a batch, or none any more, and all take the same dense update.
+
+The loss is the mean over the samples of all trainers, so N trainers with batches of B step like one with a batch of N·B. What is
+added up, in one collective per step: the gradients, the loss, how many samples each trainer brought, who wants to stop, and all
+labels and logits, so that every trainer knows the quality of the whole step. Called by the trainer's thread only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from flowps.batch import Batch, Float32
+from flowps.trainer.group import Group
+from flowps.trainer.step import Step
+
+_STEP_KEY, STATE_KEY, METRICS_KEY = 1, 2, 3  # of collectives
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What came of a step of all trainers.
+
+    labels, logits   of all samples of the step
+    gradient         of this trainer's embeddings, a tensor; None if it had no batch
+    stop             whether any trainer asks to stop
+    """
+
+    loss: float
+    labels: Float32
+    logits: Float32
+    gradient: Any
+    stop: bool
+
+
+class GroupStep(Step):
+    """Steps of `group`. Batches have at most `batch_size` samples. The other parameters are Step's."""
+
+    def __init__(self, *of_step: Any, group: Group, batch_size: int, **more: Any) -> None:
+        self._group, self._batch_size = group, batch_size
+        super().__init__(*of_step, **more)
+        self._sizes = [int(np.prod(variable.shape)) for variable in self._variables]
+        self._length = sum(self._sizes) + 2 + group.size * (1 + 2 * batch_size)
+        self._local = tf.function(self._local_step, input_signature=self._signature, jit_compile=self._jit_compile)
+        self._sum = tf.function(
+            lambda flat: group.sum(flat, _STEP_KEY), input_signature=[tf.TensorSpec((self._length,), tf.float32)]
+        )
+        self._apply = tf.function(self._apply_step, input_signature=[tf.TensorSpec((self._length,), tf.float32)])
+        self._scaled = tf.function(
+            lambda gradient, samples: gradient / samples / self._loss_scale(),
+            input_signature=[self._signature[0], tf.TensorSpec((), tf.float32)],
+        )
+
+    def train_together(self, batch: Batch | None, inputs: Any, rate_scale: float, stop: bool) -> Joint | None:
+        """Take a step with everyone; None, and no step, when no trainer has a batch any more. `stop`: ask all to stop after it.
+
+        inputs   of `batch`, as `stage` gives them
+
+        Raises what Step.train raises, and what Group.guarded raises.
+        """
+        self._set_rate(rate_scale)
+        group, most = self._group, self._batch_size
+        head = np.zeros(1 + group.size, np.float32)
+        head[0] = stop
+        rest = np.zeros((2, group.size, most), np.float32)
+        if batch is None:
+            gradient, flat = None, tf.zeros(sum(self._sizes) + 1)
+        else:
+            head[1 + group.number] = batch.size
+            flat, gradient, logits = self._called(self._local, batch, *inputs)
+            rest[0, group.number, : batch.size] = batch.labels
+            rest[1, group.number, : batch.size] = logits.numpy()
+        summed = group.guarded(self._sum, tf.concat([flat, head, rest.reshape(-1)], 0))
+        tail = summed.numpy()[sum(self._sizes) :]
+        sizes = np.rint(tail[2 : 2 + group.size]).astype(np.int64)
+        samples = int(sizes.sum())
+        if not samples:
+            return None
+        labels, logits = tail[2 + group.size :].reshape(2, group.size, most)
+        took = [np.concatenate([of[k, :n] for k, n in enumerate(sizes)]) for of in (labels, logits)]
+        if gradient is not None:
+            gradient = self._scaled(gradient, float(samples))
+        finite = bool(self._apply(summed)) and bool(np.isfinite(tail).all())
+        loss = self._judge(float(tail[0]) / samples, finite)
+        if gradient is not None and not finite:
+            gradient = tf.zeros_like(gradient)
+        return Joint(loss, took[0], took[1], gradient, bool(tail[1] > 0))
+
+    def share_state(self) -> None:
+        """Give every trainer the mean of what layers have learned beside weights, as batch normalisation does."""
+        state = [v for v in self.model.non_trainable_variables if v.dtype.startswith("float")]
+        if not state:
+            return
+        flat = np.concatenate([np.asarray(v).reshape(-1) for v in state]).astype(np.float64)
+        mean = self._group.add(flat, STATE_KEY) / self._group.size
+        for variable, part in zip(state, np.split(mean, np.cumsum([int(np.prod(v.shape)) for v in state])[:-1]), strict=True):
+            variable.assign(part.reshape(variable.shape))
+
+    def _local_step(self, embeddings: Any, dense: Any, lengths: Any, labels: Any) -> tuple[Any, Any, Any]:
+        """This trainer's part: sums over its samples, not means."""
+        samples = tf.cast(tf.shape(labels)[0], tf.float32)
+        objective, logits, gradient, gradients = self._gradients(embeddings, dense, lengths, labels, samples)
+        flat = [tf.reshape(tf.cast(of, tf.float32), [-1]) for of in gradients]
+        return tf.concat([*flat, [objective]], 0), gradient, logits
+
+    def _apply_step(self, summed: Any) -> Any:
+        samples = tf.reduce_sum(summed[sum(self._sizes) + 2 : sum(self._sizes) + 2 + self._group.size])
+        parts = tf.split(summed[: sum(self._sizes)] / samples, self._sizes) if self._sizes else []
+        gradients = [tf.reshape(part, v.shape) for part, v in zip(parts, self._variables, strict=True)]
+        if gradients:
+            self._optimizer.apply(gradients, self._variables)
+        return tf.reduce_all(tf.math.is_finite(summed))
