@@ -145,7 +145,7 @@ def test_unknown_option_is_refused_with_a_suggestion(argv: list[str], name: str,
     assert suggested in message
 
 
-@pytest.mark.parametrize("argv", [["-x"], ["--zzz"], ["--zzz=1"], ["--slot.name", "a"]])
+@pytest.mark.parametrize("argv", [["-x"], ["--zzz"], ["--zzz=1"], ["--slot.qq", "a"]])
 def test_unknown_option_without_likeness_points_to_help(argv: list[str]):
     assert refusal(*argv) == f"{argv[0].split('=')[0]}: no such knob; --help lists all of them"
 

@@ -60,7 +60,7 @@ def announce_plan(console: Console, plan: Plan) -> None:
 
 def announce_shards(console: Console, report: PlacementReport) -> None:
     """Who has which slots, and how evenly the load is spread."""
-    console.print(shard_table(report))
+    console.print(shard_table(report, console.width))
     console.print(balance(report), soft_wrap=True)
 
 

@@ -42,6 +42,11 @@ class Assignment:
         return len({offer.process for offer in (*self.shards, *self.trainers)}) == 1
 
     @property
+    def is_read_here(self) -> bool:
+        """Whether partitions are decoded in the process of the only trainer."""
+        return {offer.process for offer in (*self.hubs, *self.trainers)} == {self.trainers[0].process}
+
+    @property
     def hub_threads(self) -> int:
         """Hub tasks that can run at once."""
         threads = (min(hub.threads, hub.resources["HUB"]) if self.hub_resources else hub.threads for hub in self.hubs)

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import msgspec
-
 from flowps.cluster.run_dir import read_placement
 from flowps.config import Config
-from flowps.errors import ConfigError
+from flowps.errors import ConfigError, RunDirError
 from flowps.hub.partition import Partition
 from flowps.hub.schema import Schema
 from flowps.hub.stream import ReadSpec, read_partition
@@ -38,8 +36,8 @@ def forecast(config: Config, schema: Schema, first: Partition, spec: ReadSpec) -
         try:
             found = read_placement(Path(folder)).loads
             return Forecast(tuple(found[name] for name in names), f"measured by the run in {folder}")
-        except (OSError, msgspec.MsgspecError) as error:
-            why = f"{type(error).__name__}: {error}"
+        except RunDirError as error:
+            why = str(error)
         except KeyError as error:
             why = f"it has no slot {error}"
         if config.ps.load_from:

@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -30,14 +30,36 @@ from flowps.config import Config
 from flowps.errors import RunDirError
 from flowps.hub.schema import Schema
 from flowps.knob import dump
-from flowps.status.event import Evaluated, Event, Finished, Interval, Started, StatusReport
+from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics, Started, StatusReport
 
-_PLACEMENT = "placement.json"
+_PLACEMENT, _SUMMARY = "placement.json", "summary.json"
+T = TypeVar("T")
+
+
+class Summary(msgspec.Struct):
+    """What is read back of summary.json."""
+
+    finished: Finished
+    test: Metrics | None = None
 
 
 def read_placement(folder: Path) -> PlacementReport:
-    """What the run in `folder` has written of its placement. Raises OSError and msgspec.MsgspecError."""
-    return msgspec.json.decode((folder / _PLACEMENT).read_bytes(), type=PlacementReport)
+    """What the run in `folder` has written of its placement. Raises RunDirError."""
+    return _read(folder / _PLACEMENT, PlacementReport)
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """How the run in `folder` ended; None if it has not. Raises RunDirError."""
+    return _read(folder / _SUMMARY, Summary) if (folder / _SUMMARY).exists() else None
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be read: {error.strerror or error}; is this the directory of a run?") from None
+    except msgspec.MsgspecError as error:
+        raise RunDirError(f"{path}: is no file of this version of flowps: {error}") from None
 
 
 class RunDir:
@@ -47,7 +69,7 @@ class RunDir:
         self.path = path
         self.model = path / "model.keras"
         self.embeddings = path / "embeddings"
-        self.summary = path / "summary.json"
+        self.summary = path / _SUMMARY
         self.previous = path / "previous"
         self._aside = path / "previous.unfinished"
         self._config, self._schema = path / "config.toml", path / "schema.json"

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from rich.table import Table
+from rich.table import Column, Table
 
 from flowps.ps.load import SlotLoad
 from flowps.ps.placement import ShardLoad
 
-_SHOWN_SLOTS = 6
+_LEAST_NAMES = 12  # characters of a shard's slots, however narrow the terminal
+_FRAME = 3 * 7 + 1  # characters between and around seven columns
+_SHARES = ("lookups", "rows", "bytes", "time")
 
 
 class ShardReport(msgspec.Struct, frozen=True):
@@ -39,17 +41,22 @@ def busiest(loads: Sequence[ShardLoad]) -> float:
     return max(load.time for load in loads) * len(loads)
 
 
-def shard_table(report: PlacementReport) -> Table:
-    """A line per shard: its slots, and its share of the signs looked up, the rows, their bytes and the time."""
+def shard_table(report: PlacementReport, width: int) -> Table:
+    """A line per shard: its slots, and its share of the signs looked up, the rows, their bytes and the time.
+
+    width   columns of the terminal: as many slots are named as there is room
+    """
     has_measured = any(shard.measured for shard in report.shards)
-    head = "predicted → measured" if has_measured else "predicted"
-    table = Table("shard", "worker", "slots", "lookups", "rows", "bytes", "time", title=f"shards: {head} share",
-                  title_justify="left")  # fmt: skip
+    what = "predicted → measured" if has_measured else "predicted"
+    table = Table("shard", "worker", "slots", *(Column(of, justify="right") for of in _SHARES),
+                  title=f"shards: {what} share in %", title_justify="left")  # fmt: skip
+    shares = [[_share(shard, of) for of in _SHARES] for shard in report.shards]
+    wide = [max(len(head), *(len(cell) for cell in cells)) for head, cells in zip(_SHARES, zip(*shares, strict=True), strict=True)]
+    taken = sum(wide) + max(len("worker"), *(len(shard.worker) for shard in report.shards)) + len("shard")
+    room = max(_LEAST_NAMES, width - taken - _FRAME)
     for k, shard in enumerate(report.shards):
-        names = ", ".join(shard.slots[:_SHOWN_SLOTS])
-        rest = len(shard.slots) - _SHOWN_SLOTS
-        shares = [_share(shard, of) for of in ("lookups", "rows", "bytes", "time")]
-        table.add_row(str(k), shard.worker, names + (f" and {rest} more" if rest > 0 else "") or "none", *shares)
+        names = f"{len(shard.slots)}: {', '.join(shard.slots)}" if shard.slots else "none"
+        table.add_row(str(k), shard.worker, names if len(names) <= room else f"{names[: room - 1]}…", *shares[k])
     return table
 
 
@@ -64,5 +71,5 @@ def balance(report: PlacementReport) -> str:
 
 
 def _share(shard: ShardReport, of: str) -> str:
-    found = [f"{getattr(load, of):.1%}" for load in (shard.predicted, shard.measured) if load is not None]
+    found = [f"{100 * getattr(load, of):.1f}" for load in (shard.predicted, shard.measured) if load is not None]
     return " → ".join(found)

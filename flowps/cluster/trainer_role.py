@@ -115,7 +115,10 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
     number, speaks = task.number, task.number == 0
 
     def stream(parts: Iterable[Partition], epoch: int, training: bool) -> HubStream:
-        return HubStream(client, parts, plan.read_spec(training), epoch, plan.tasks_in_flight, status, plan.assignment.hub_placing)
+        return HubStream(
+            client, parts, plan.read_spec(training), epoch, plan.tasks_in_flight, status, plan.assignment.hub_placing,
+            fetch_ahead=not plan.assignment.is_read_here,
+        )  # fmt: skip
 
     def emit(event: Event) -> None:
         if speaks:

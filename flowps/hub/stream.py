@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ import distributed
 import numpy as np
 
 from flowps.batch import Batch
-from flowps.errors import StoppedError
+from flowps.errors import ClusterError, StoppedError
 from flowps.hub.decode import Dense, cut, decode
 from flowps.hub.partition import Partition, read_table
 from flowps.hub.schema import Schema, check_same
@@ -75,6 +75,7 @@ class HubStream(Iterator[Batch]):
     tasks_in_flight : at most this many partitions are being decoded or wait, decoded, to be read.
     status : gets `DecodePartition` (time of each task) and counts `empty_reads`.
     placing : keywords of `Client.submit` that say on which workers the tasks may run.
+    fetch_ahead : bring the next partition here while the batches of this one are read; of use where it comes from another process.
 
     One thread at a time may call `next`; `close` may come from any thread and makes a waiting `next` raise StoppedError.
     A task's exception (DataError, …) is raised by `next`, and by every later one: nobody reads on behind a gap. The end is
@@ -91,9 +92,12 @@ class HubStream(Iterator[Batch]):
         tasks_in_flight: int,
         status: RunStatus,
         placing: Mapping[str, Any] = MappingProxyType({}),
+        fetch_ahead: bool = False,
     ) -> None:
         self._client, self._spec, self._epoch, self._status, self._placing = client, spec, epoch, status, placing
         self._tasks = self._plan(order)
+        self._fetcher = ThreadPoolExecutor(1, "flowps-hub-fetch") if fetch_ahead else None
+        self._fetching: tuple[Any, Future[PartitionBatches]] | None = None  # a task of `_futures`, and its result on the way
         self._ready: deque[Batch] = deque()
         self._open: list[Batch] = []
         self._lock = threading.Lock()  # guards everything below
@@ -128,6 +132,8 @@ class HubStream(Iterator[Batch]):
                 futures.append(self._awaited)
         for future in futures:
             future.cancel()  # ends a `result` that waits
+        if self._fetcher is not None:
+            self._fetcher.shutdown(wait=True)
 
     def _plan(self, order: Iterable[Partition]) -> Iterator[tuple[Partition, int]]:
         """Each partition with the rows of the open batch that have come before it."""
@@ -149,17 +155,34 @@ class HubStream(Iterator[Batch]):
     def _wait(self, future: Any) -> PartitionBatches:
         """The task's result: Dask waits on until the task has ended, somewhere else too if its worker is lost."""
         try:
-            result: PartitionBatches = future.result()
+            result = self._result(future)
         except BaseException as error:
             if self._closed and isinstance(error, CancelledError):
                 raise StoppedError("reading samples: the stream was closed") from None
+            if isinstance(error, distributed.KilledWorker):
+                error = ClusterError(
+                    f"the workers that read a partition died, {error.allowed_failures + 1} one after the other; the last was "
+                    f"{error.last_worker.name}: look into its log; if memory ran out, lower data.tasks_in_flight or write the "
+                    "files with smaller row groups"
+                )
             with self._lock:
                 self._error = error
-            raise
+            raise error
         finally:
             with self._lock:
                 self._awaited = None
             future.release()  # of an error too: its traceback, kept with the future, would keep this stream
+        return result
+
+    def _result(self, future: Any) -> PartitionBatches:
+        fetching, self._fetching = self._fetching, None
+        ahead = fetching is not None and fetching[0] is future
+        result: PartitionBatches = fetching[1].result() if fetching is not None and ahead else future.result()
+        if self._fetcher is not None:
+            with self._lock:
+                following = self._futures[0] if self._futures and not self._closed else None
+                if following is not None:
+                    self._fetching = following, self._fetcher.submit(following.result)
         return result
 
     def _receive(self, part: PartitionBatches) -> None:

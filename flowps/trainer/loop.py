@@ -122,6 +122,7 @@ class Trainer:
         self._schedule = Schedule.of(config.trainer)
         self._steps = self._examples = 0  # of all trainers
         self._epochs = self._left_out = 0
+        self._ends = 0  # epochs' ends that all trainers have met at, each a lookup of its own
         self._first_step_at = 0.0
         self._hook = StepReporter(around.emit, config.status.print_interval)
         self._clock = SteadyClock(around.status)
@@ -138,6 +139,11 @@ class Trainer:
         scaling = knobs.precision == "mixed_float16"
         how = (model, self._spec, knobs.optimizer, knobs.learning_rate, knobs.jit_compile, scaling)
         return Step(*how) if group is None else GroupStep(*how, group=group, batch_size=self._config.data.batch_size)
+
+    @property
+    def _ticket(self) -> int:
+        """Of the next batch; with several trainers the same for all that step together."""
+        return self._steps + self._ends
 
     @property
     def model(self) -> keras.Model:
@@ -195,10 +201,10 @@ class Trainer:
                 while self._train_step(feeds, pushes):
                     pass
             except BaseException:
-                self._around.give_up(self._steps)
+                self._around.give_up(self._ticket)
                 raise
             if self._around.stop.is_set():
-                self._around.give_up(self._steps)
+                self._around.give_up(self._ticket)
             pushes.drain()
             feeds.check()
             self._clock.pause()
@@ -239,12 +245,13 @@ class Trainer:
     def _step_together(self, step: GroupStep, feed: Feed | None) -> _Stepped | None:
         """A step of all trainers, with or without a batch of this one; None when nobody has one."""
         if feed is None and not self._around.stop.is_set():
-            self._around.attend(self._steps)
+            self._around.attend(self._ticket)
         with self._around.status.timed("TrainStep"):
             rate_scale = self._schedule.at(self._steps)
             batch, inputs = (None, None) if feed is None else (feed.batch, feed.inputs)
             joint = step.train_together(batch, inputs, rate_scale, self._around.stop.is_set())
         if joint is None:
+            self._ends += 1
             return None
         if joint.stop:
             self._around.stop.set()
@@ -290,6 +297,6 @@ class Trainer:
 
         return FeedQueue(
             stream, lookup, width=self._spec.width, dense_width=self._spec.dense_width,
-            permits=self._config.trainer.in_flight, threads=self.feed_threads, first_ticket=self._steps,
+            permits=self._config.trainer.in_flight, threads=self.feed_threads, first_ticket=self._ticket,
             stop=self._around.stop, status=self._around.status, stage=self._step.stage, starving=training,
         )  # fmt: skip

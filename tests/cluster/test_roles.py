@@ -9,7 +9,7 @@ import pytest
 
 from flowps.cluster.plan import Plan
 from flowps.cluster.shard_role import ShardActor
-from flowps.cluster.trainer_role import Trained, request_stop, train
+from flowps.cluster.trainer_role import Trained, TrainerTask, request_stop, train
 from flowps.errors import DataError, FlowpsError, RunDirError
 from tests.cluster.conftest import Started
 
@@ -35,7 +35,7 @@ def test_rows_that_cannot_be_written_are_an_error_of_the_run_directory(make_plan
 
 def test_a_trainer_without_its_shards_says_which_is_missing(started: Started) -> None:
     client, made = started(("ps.num_shards", 2))
-    trainer = client.submit(train, "run-without-shards", made, 0, ["", ""], "token", "model.keras", pure=False)
+    trainer = client.submit(train, TrainerTask("run-without-shards", 0, ["", ""], "token", "model.keras"), made, pure=False)
     with pytest.raises(FlowpsError, match="shard 0 is not in the trainer's process, and is not served to others"):
         trainer.result()
 
@@ -52,7 +52,7 @@ def test_bad_data_leaves_a_model_only_if_one_was_trained(started: Started, data:
     client, made = started(("data.shuffle", "false"))
     shard = client.submit(ShardActor, "run-bad", made, 0, actor=True).result()
     try:
-        trainer = client.submit(train, "run-bad", made, 0, [""], "token", str(tmp_path / "model.keras"), pure=False)
+        trainer = client.submit(train, TrainerTask("run-bad", 0, [""], "token", str(tmp_path / "model.keras")), made, pure=False)
         with pytest.raises(DataError, match=f"row {bad_row}: found 7"):
             trainer.result()
     finally:
@@ -65,7 +65,7 @@ def test_a_model_that_cannot_be_written_is_an_error_of_the_run_directory(started
     path = tmp_path / "missing" / "model.keras"
     shard = client.submit(ShardActor, "run-model", made, 0, actor=True).result()
     try:
-        trainer = client.submit(train, "run-model", made, 0, [""], "token", str(path), pure=False)
+        trainer = client.submit(train, TrainerTask("run-model", 0, [""], "token", str(path)), made, pure=False)
         with pytest.raises(RunDirError, match=r"model\.keras: the dense model cannot be written"):
             trainer.result()
     finally:
@@ -77,7 +77,9 @@ def test_a_stop_that_comes_before_the_trainer_is_not_lost(started: Started, tmp_
     shard = client.submit(ShardActor, "run-stopped", made, 0, actor=True).result()
     try:
         client.run(request_stop, "run-stopped")
-        trained = client.submit(train, "run-stopped", made, 0, [""], "token", str(tmp_path / "model.keras"), pure=False).result()
+        trained = client.submit(
+            train, TrainerTask("run-stopped", 0, [""], "token", str(tmp_path / "model.keras")), made, pure=False
+        ).result()
     finally:
         shard.close().result()
     assert isinstance(trained, Trained)

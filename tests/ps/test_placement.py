@@ -96,7 +96,7 @@ def loaded(draw: st.DrawFn, most: int = 12) -> tuple[list[Slot], list[SlotLoad]]
     slots, loads = [], []
     for s in range(draw(st.integers(1, most))):
         pooling, max_len = draw(st.sampled_from(POOLINGS)), draw(st.integers(1, 4))
-        slots.append(Slot(name=f"s{s}", dim=draw(st.integers(1, 64)), pooling=pooling, max_len=max_len))  # type: ignore[arg-type]
+        slots.append(Slot(name=f"s{s}", dim=draw(st.integers(1, 64)), pooling=pooling, max_len=max_len))
         signs = draw(st.one_of(st.floats(0, 3), st.floats(0, 3000)))
         loads.append(SlotLoad(signs, signs * draw(st.floats(0, 1)), draw(st.integers(0, 10**9))))
     return slots, loads
@@ -184,8 +184,7 @@ def test_loads_decide_and_not_widths() -> None:
     """A wide slot that no sample has weighs less than a narrow one with many signs."""
     slots = slots_of([64, 4, 4, 4])
     loads = [SlotLoad(0.0, 0.0, 0), *[SlotLoad(30.0, 10.0, 1000)] * 3]
-    placement = place(slots, 2, loads)
-    assert max(busy(placement, slots, loads)) < 1.5 * min(busy(placement, slots, loads))
+    assert whole(place(slots, 2, loads)) == ((1, 3), (0, 2))
     assert whole(place(slots, 2)) == ((0,), (1, 2, 3))
 
 
