@@ -10,7 +10,13 @@ sign              uint64 id of one feature value: xxh64 of the value, seeded by 
 row               one sign's weights and optimizer state, side by side
 table             rows of all slots that share dim, optimizer and storage
 shard             one PS partition of all tables, held by one Dask actor
-placement         which slots live on which shard
+placement         which slots, or sign ranges of a heavy slot (its pieces), live on which shard
+load              what a slot or shard has to do: signs, distinct rows, bytes
+parcel            what one shard gets of a batch: the bags of its pieces
+endpoint          a shard as its clients call it, in their process or over the wire
+wire              the way to a shard in another process: gRPC
+offer             a Dask worker with the roles it can take; the assignment says who takes which
+group             the trainers of a run that share every dense update
 feed              a batch with its looked-up embeddings, waiting for a step
 ticket            a batch's number in the order of reading; its id between lookup and push
 permit            the right to have a batch in flight: taken before lookup, returned after push

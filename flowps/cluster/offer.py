@@ -5,6 +5,7 @@ Covers asking and the check that all run the same flowps. `assign` decides who g
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Mapping
@@ -66,6 +67,14 @@ def ask(client: distributed.Client, interface: str) -> list[Offer]:
         worker = workers[address]
         offers.append(Offer(str(worker["name"]), address, host, worker["nthreads"], available, process, worker["resources"]))
     return sorted(offers, key=lambda offer: _natural(offer.name))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def host_of(address: str) -> str:

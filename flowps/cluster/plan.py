@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from flowps.cluster.assign import Assignment
 from flowps.cluster.forecast import Forecast, forecast
+from flowps.cluster.offer import is_loopback
 from flowps.config import Config, Slot
 from flowps.errors import CapacityError, ConfigError
 from flowps.hub.decode import Dense
@@ -89,6 +90,7 @@ def plan(config: Config, assignment: Assignment) -> Plan:
     Raises ConfigError without data.train, DataError and SchemaError for the files, CapacityError when it cannot fit.
     """
     data = config.data
+    _check_group(config, assignment)
     if not data.train:
         raise ConfigError(
             "data.train: no training data; give --data.train 'dir/*.parquet' or a run's TOML file (--help lists all knobs)"
@@ -113,6 +115,17 @@ def plan(config: Config, assignment: Assignment) -> Plan:
         config, schema, train, test, assignment, placement, expected, capacity_rows, tuple(rows > 0 for rows in asked), memory,
         _best_auc(test_files),
     )  # fmt: skip
+
+
+def _check_group(config: Config, assignment: Assignment) -> None:
+    if config.trainer.count > 1 and not config.cluster.insecure:
+        outside = [offer.host for offer in assignment.trainers if not is_loopback(offer.host)]
+        if outside:
+            raise ConfigError(
+                f"trainer.count = {config.trainer.count} on {', '.join(outside[:3])}: trainers add up their gradients by "
+                "TensorFlow's collectives, which know neither TLS nor a token; allow it in a network you trust with "
+                "--cluster.insecure true"
+            )
 
 
 def _read_spec(config: Config, schema: Schema, training: bool) -> ReadSpec:

@@ -147,7 +147,11 @@ class _Roles:
         return [self._wait(answer) for answer in asked]
 
     def trained(self) -> Trained:
-        """What the first trainer has returned, who speaks for all."""
+        """What the first trainer has returned, who speaks for all, once all have ended. Raises what any of them has raised."""
+        while distributed.wait(self.trainers, timeout=_STOP_S).not_done:
+            self.check()
+        if any(trainer.status == "error" for trainer in self.trainers):
+            self.raise_first()
         return self.trainers[0].result()
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ Here the rooms meet: the trainer is given the hub's streams and a client of the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +31,9 @@ if TYPE_CHECKING:  # importing it imports TensorFlow, which only a process with 
     from flowps.trainer.group import Group
     from flowps.trainer.loop import Trainer
 
-# The runs with a trainer in this process: whether they are to stop, and the group that a stop may have to free.
+# The runs with a trainer in this process: whether they are to stop, and what frees them from waiting for a role that has failed.
 _stops: dict[str, threading.Event] = {}
-_groups: dict[str, Group] = {}
+_ways_out: dict[str, list[Callable[[], None]]] = {}
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ def reserve_port() -> int:
 def request_stop(run_id: str, failed: bool = False) -> None:
     """Ask the trainer of a run in this process to stop after its current step. Run on the trainer's worker.
 
-    failed   whether another role has failed: this trainer must not wait for it
+    failed   whether another role has failed: this trainer must not wait for it, be it a shard or another trainer
     """
     _stops.setdefault(run_id, threading.Event()).set()
-    if failed and run_id in _groups:
-        _groups[run_id].abort()
+    for leave in _ways_out.get(run_id, []) if failed else []:
+        leave()
 
 
 def train(task: TrainerTask, plan: Plan) -> Trained:
@@ -131,7 +131,7 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
     )  # fmt: skip
     test = plan.test[number :: plan.config.trainer.count]
     with (
-        _shard_client(task, plan, status) as shards, _stop_flag(task.run_id) as stop, _group(task, plan) as group
+        _stop_flag(task.run_id) as stop, _shard_client(task, plan, status) as shards, _group(task, plan) as group
     ):  # fmt: skip
         around = Surroundings(
             train=lambda epoch: stream(_own_partitions(task, plan, epoch), epoch, training=True),
@@ -174,11 +174,9 @@ def _group(task: TrainerTask, plan: Plan) -> Iterator[Group | None]:
         return
     from flowps.trainer.group import Group
 
-    group = _groups[task.run_id] = Group(task.peers, task.number, plan.config.cluster.collective_timeout_s)
-    try:
-        yield group
-    finally:
-        del _groups[task.run_id]
+    group = Group(task.peers, task.number, plan.config.cluster.collective_timeout_s)
+    _ways_out.setdefault(task.run_id, []).append(group.abort)
+    yield group
 
 
 def _save(trainer: Trainer, path: str) -> None:
@@ -212,6 +210,7 @@ def _shard_client(task: TrainerTask, plan: Plan, status: RunStatus) -> Iterator[
                 max_message_bytes=cluster.max_message_mib << 20, timeout_s=cluster.rpc_timeout_s, count=status.count,
             )  # fmt: skip
             opened.callback(remote.close)
+            _ways_out.setdefault(task.run_id, []).append(remote.close)
             if pieces:
                 remote.connect(cluster.connect_timeout_s)
             shards.append(remote)
@@ -227,3 +226,4 @@ def _stop_flag(run_id: str) -> Iterator[threading.Event]:
         yield flag
     finally:
         _stops.pop(run_id, None)
+        _ways_out.pop(run_id, None)

@@ -24,6 +24,7 @@ from flowps.hub.decode import Dense, cut, decode
 from flowps.hub.partition import Partition, read_table
 from flowps.hub.schema import Schema, check_same
 from flowps.status.run_status import RunStatus
+from flowps.version import __version__
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ReadSpec:
     batch_size: int
     shuffle: bool
     seed: int
+    version: str = __version__
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class PartitionBatches:
 def read_partition(partition: Partition, spec: ReadSpec, epoch: int, open_rows: int) -> PartitionBatches:
     """The hub task: read, decode, shuffle and cut one partition. `open_rows` rows of the current batch have come before it."""
     start = time.perf_counter()
+    if spec.version != __version__:  # of a worker that has joined after the run began
+        raise ClusterError(
+            f"a hub worker has flowps {__version__}, the run flowps {spec.version}: install the same version on all machines"
+        )
     table = read_table(partition, spec.schema.columns)
     found = {f.name: f.type for f in table.schema}
     check_same(spec.schema.types, found, spec.schema.columns, partition.url, "the files as listed")

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 
 from flowps.batch import Float32
-from flowps.errors import CapacityError, WireError
+from flowps.errors import CapacityError, StoppedError, WireError
 from flowps.ps.endpoint import Endpoint
 from flowps.ps.parcel import Lines, Parcel
 from flowps.ps.wire import flowps_pb2 as pb
@@ -105,7 +105,7 @@ class RemoteShard(Endpoint):
         self._send("Forget", batch_id, pb.ForgetRequest(head=head, batch=batch_id).SerializeToString())
 
     def close(self) -> None:
-        """End the connection; calls that wait fail. Idempotent."""
+        """End the connection; calls that wait raise StoppedError. Idempotent."""
         self._channel.close()
 
     @property
@@ -128,7 +128,11 @@ class RemoteShard(Endpoint):
             try:
                 answer: bytes = self._calls[name](request, timeout=max(0.001, attempt_s), metadata=self._metadata)
                 return answer
+            except ValueError:  # what gRPC says of a closed channel
+                raise StoppedError(f"{self._name}: {name} of batch {batch_id}: the connection was closed") from None
             except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.CANCELLED:
+                    raise StoppedError(f"{self._name}: {name} of batch {batch_id}: the connection was closed") from None
                 if error.code() not in _PASSING or time.monotonic() + pause_s >= deadline:
                     self._refused(f"{name} of batch {batch_id}", error)
             self._count("rpc_retries")

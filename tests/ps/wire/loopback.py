@@ -28,6 +28,7 @@ SLOTS = [drawn.slot("a", dim=4, optimizer="sgd", learning_rate=1.0), drawn.slot(
 SIGNATURE = [(slot.name, slot.width, 0, 1) for slot in SLOTS]
 WIDTH = sum(slot.width for slot in SLOTS)
 MAX_BYTES = 1 << 20
+THREADS, QUEUE = 4, 8  # of a server for one batch in flight: the fewest there are
 LONG_S = 60.0  # a deadline that is never reached in a test that passes
 
 
@@ -85,6 +86,27 @@ def calling(address: str, token: str | None = PLAIN.token) -> Iterator[Callable[
             return of(data, timeout=timeout, metadata=metadata)
 
         yield call
+
+
+@contextmanager
+def filled(address: str) -> Iterator[list[Any]]:
+    """The queue of the server at `address`, which serves one batch in flight and whose endpoint lets nobody out: the calls in it."""
+    with calling(address) as call:
+        done = threading.Semaphore(0)
+        sent = [call("Lookup", evaluation(), wait=False) for _ in range(QUEUE + 5)]
+        for of in sent:
+            of.add_done_callback(lambda _: done.release())
+        for _ in range(5):
+            assert done.acquire(timeout=LONG_S)
+        refused = [of for of in sent if of.done()]
+        assert [of.code() for of in refused] == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 5
+        yield [of for of in sent if of not in refused]
+
+
+def evaluation(size: int = 1) -> pb.LookupRequest:
+    """A lookup that may come any number of times."""
+    lengths = bytes(size * len(SLOTS))
+    return pb.LookupRequest(head=head(), size=size, length_bytes=1, lengths=lengths)
 
 
 def head(run: str = RUN) -> pb.Head:

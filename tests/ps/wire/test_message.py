@@ -258,7 +258,9 @@ def test_float16_is_exact_beside_the_largest(random: np.random.Generator, expone
     check_bound(values.astype(np.float32), found)
 
 
-@pytest.mark.parametrize("largest", [pytest.param(1e-30, marks=SCALE_ENDS), 1e-25, 1e-20, 1e-8, 1.0, 65_504.0, 65_520.0, 1e10, 1e30])
+@pytest.mark.parametrize(
+    "largest", [pytest.param(1e-30, marks=SCALE_ENDS), 1e-25, 1e-20, 1e-8, 1.0, 65_504.0, 65_520.0, 1e10, 1e30]
+)
 def test_tiny_gradients_survive(largest: float) -> None:
     """Beside their like as well as they would in float16 beside 1, and a million times smaller ones still to 3 digits."""
     values = np.array([[largest, -largest / 3, largest / 1e6, -largest / 1e8]], np.float32)

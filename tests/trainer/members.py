@@ -1,0 +1,392 @@
+"""Processes that train as members of a group, or alone, and the shards that they share, in this process.
+
+A collective needs a process of its own for each trainer. Starting one takes seconds: a file's tests share its members, so that
+most groups here are not the first one of their processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import keras
+import numpy as np
+
+from flowps.batch import Batch, Float32
+from flowps.config import Cluster, Config, Data, Net, Slot, Status
+from flowps.config import Trainer as TrainerKnobs
+from flowps.ps.client import PsClient
+from flowps.ps.endpoint import LocalEndpoint, batch_id
+from flowps.ps.placement import Placement, place
+from flowps.ps.shard import Shard
+from flowps.ps.together import Together
+from flowps.ps.wire.remote import RemoteShard
+from flowps.ps.wire.security import Security
+from flowps.ps.wire.service import Served, ShardServer
+from flowps.status.event import Event, Finished, Interval, Metrics
+from flowps.status.run_status import RunStatus
+from flowps.trainer.group import Group, free_port
+from flowps.trainer.loop import Surroundings, Trainer
+from flowps.trainer.models import ModelSpec
+
+WAIT_S = 60.0  # how long a test waits for what must happen; never reached unless it fails
+SOON_S = 10.0  # within which a trainer must hear of what has happened to another; far below all deadlines of the tests
+HOST, RUN = "127.0.0.1", "a-run"
+PLAIN = Security(ca="", cert="", key="", name="", token="a secret", insecure=False)
+MAX_BYTES = 1 << 20
+
+SLOTS = (
+    Slot(name="user", dim=4, learning_rate=0.05, init_scale=0.3),  # adagrad
+    Slot(name="items", dim=4, pooling="mean", optimizer="adam", learning_rate=0.01, init_scale=0.3),
+    Slot(name="seen", dim=2, pooling="none", max_len=3, optimizer="momentum", learning_rate=0.05, init_scale=0.3),
+)
+DENSE_WIDTH = 3
+
+
+# --- samples --------------------------------------------------------------------------------------------------------------
+
+
+def make_batch(size: int, seed: int, weighted: bool = True) -> Batch:
+    """Bags of 0 to 4 signs of a small vocabulary, each sign with a weight of its own; the label depends on the first slot."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(0, 5, (len(SLOTS), size))
+    lengths[0] = 1
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    slot_of = np.repeat(np.arange(len(SLOTS)), lengths.sum(axis=1))
+    values = random.integers(0, 12, offsets[-1])
+    dense = random.normal(size=(size, DENSE_WIDTH)).astype(np.float32)
+    labels = ((values[:size] % 3 == 0) ^ (random.random(size) < 0.1)).astype(np.float32)
+    signs = ((slot_of << 40) + values * 0x9E3779B1 + 1).astype(np.uint64)
+    shares = random.choice([0.5, 1.0, 2.0], len(signs)).astype(np.float32)
+    return Batch(labels, dense, signs, offsets, shares if weighted else None)
+
+
+def batches_of(sizes: Sequence[int], seed: int) -> list[Batch]:
+    """Batches of these sizes; every third one without weights."""
+    return [make_batch(size, seed * 1000 + k, weighted=k % 3 != 2) for k, size in enumerate(sizes)]
+
+
+def joined(epochs: Sequence[Sequence[Sequence[Batch]]]) -> list[list[Batch]]:
+    """Of [trainer][epoch][step] what one trainer would have: in each step the batches of all that still have one."""
+    found = []
+    for of_trainers in zip(*epochs, strict=True):
+        steps = max(map(len, of_trainers))
+        found.append([Batch.concat([of[k] for of in of_trainers if k < len(of)]) for k in range(steps)])
+    return found
+
+
+# --- models ---------------------------------------------------------------------------------------------------------------
+
+
+def regular(spec: ModelSpec) -> keras.Model:
+    """With a regulariser, which must count once, not once for every trainer."""
+    inputs = spec.inputs()
+    x = spec.concatenated(inputs)
+    x = keras.layers.Dense(5, activation="tanh", kernel_regularizer=keras.regularizers.L2(0.05))(x)
+    return keras.Model(inputs, keras.layers.Dense(1, bias_regularizer=keras.regularizers.L1(0.02))(x))
+
+
+def normal(spec: ModelSpec) -> keras.Model:
+    """With moving statistics beside the weights."""
+    inputs = spec.inputs()
+    x = keras.layers.BatchNormalization(momentum=0.7)(spec.concatenated(inputs))
+    return keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Dense(4, activation="relu")(x)))
+
+
+def constant(spec: ModelSpec) -> keras.Model:
+    """Without a trainable weight."""
+    inputs = spec.inputs()
+    return keras.Model(inputs, keras.ops.sum(spec.concatenated(inputs), axis=1, keepdims=True))
+
+
+def explosive(spec: ModelSpec) -> keras.Model:
+    """NaN once a dense column is negative everywhere."""
+    inputs = spec.inputs()
+    return keras.Model(inputs, keras.layers.Dense(1)(keras.ops.sqrt(spec.concatenated(inputs) + 50.0)))
+
+
+# --- shards, in this process ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards and where they are served."""
+
+    placement: Placement
+    addresses: list[str]
+    shards: list[Shard]
+    together: list[Together]
+
+    def rows(self) -> dict[str, dict[int, Float32]]:
+        """{slot: {sign: weights and state}}."""
+        found: dict[str, dict[int, Float32]] = {}
+        for shard in self.shards:
+            for rows in shard.rows():
+                of_slot = found.setdefault(rows.slot.name, {})
+                for sign, weights, state in zip(rows.signs, rows.weights, rows.state, strict=True):
+                    of_slot[int(sign)] = np.concatenate([weights, state])
+        return found
+
+    def release(self) -> None:
+        """What a run does when a role has failed: no trainer waits here for another any longer."""
+        for of in self.together:
+            of.close()
+
+
+@contextmanager
+def serving(trainers: int, in_flight: int, num_shards: int = 2) -> Iterator[Shards]:
+    """Shards of SLOTS for so many trainers, as the cluster sets them up."""
+    placement = place(SLOTS, num_shards)
+    shards, endpoints, addresses = [], [], []
+    with ExitStack() as opened:
+        for k, pieces in enumerate(placement.shards):
+            slots = [SLOTS[piece.slot] for piece in pieces]
+            shard = opened.enter_context(closing(Shard(slots, [1000] * len(slots), 7, trainers * in_flight)))
+            widths = [slot.width for slot in slots]
+            endpoint = LocalEndpoint(shard, widths)
+            if trainers > 1 and in_flight == 1:
+                endpoint = opened.enter_context(closing(Together(endpoint, sum(widths), trainers)))
+            served = Served(RUN, k, signature(placement, k), MAX_BYTES)
+            server = opened.enter_context(closing(ShardServer(endpoint, served, PLAIN, HOST, 0, trainers * in_flight)))
+            shards.append(shard)
+            endpoints.append(endpoint)
+            addresses.append(server.address)
+        yield Shards(placement, addresses, shards, [of for of in endpoints if isinstance(of, Together)])
+
+
+def signature(placement: Placement, shard: int) -> list[tuple[str, int, int, int]]:
+    """What server and client agree on."""
+    return [(SLOTS[piece.slot].name, SLOTS[piece.slot].width, piece.part, piece.parts) for piece in placement.shards[shard]]
+
+
+# --- what a member does ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run of one trainer.
+
+    epochs     the batches of each
+    test       those to evaluate on
+    peers      of its group; none: it is alone
+    timeout_s  of a collective
+    trouble    what is called before the batch of that number of all is read; what it raises, the stream raises
+    """
+
+    config: Config
+    placement: Placement
+    addresses: list[str]
+    epochs: list[list[Batch]]
+    test: list[Batch] | None = None
+    number: int = 0
+    peers: tuple[str, ...] = ()
+    timeout_s: float = WAIT_S
+    trouble: tuple[int, Callable[[], None]] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trainer has come to. weights: of the dense model; `state` those that are not trained; examples: of own batches."""
+
+    weights: list[Float32]
+    state: list[Float32]
+    finished: Finished
+    test: Metrics | None
+    intervals: list[Metrics]
+    counters: dict[str, int]
+    pushed: int
+    tickets: list[int]
+    events: list[str] = field(default_factory=list)
+
+
+def make_config(in_flight: int = 1, epochs: int = 1, batch_size: int = 8, model: str = "dnn", **knobs: Any) -> Config:
+    """Of a small run; `knobs` of the trainer."""
+    given = {"learning_rate": 0.02, "feed_threads": in_flight, "tensorflow_threads": 1, **knobs}
+    return Config(
+        model=model if ":" not in model else f"{__name__}{model}", epochs=epochs, seed=3, data=Data(batch_size=batch_size),
+        net=Net(hidden=(6, 4)), trainer=TrainerKnobs(in_flight=in_flight, **given), cluster=Cluster(),
+        status=Status(print_interval=5, interval_s=1e6),
+    )  # fmt: skip
+
+
+class _Stream(Iterator[Batch]):
+    def __init__(self, batches: Sequence[Batch], first: int, trouble: tuple[int, Callable[[], None]] | None) -> None:
+        self._rest, self._at, self._trouble = iter(batches), first, trouble
+
+    def __next__(self) -> Batch:
+        if self._trouble is not None and self._at == self._trouble[0]:
+            self._trouble[1]()
+        self._at += 1
+        return next(self._rest)
+
+    def close(self) -> None:
+        """See BatchStream."""
+
+
+_here: dict[str, Any] = {}  # of this member: its signals, and what a second call looks for
+
+
+def train(task: Task) -> Outcome:
+    """Run a trainer, as the trainer's role does."""
+    slots, status, events, tickets = SLOTS, RunStatus(), [], []
+    lens = [slot.max_len if slot.pooling == "none" else 0 for slot in slots]
+    spec = ModelSpec.of([s.name for s in slots], [s.dim for s in slots], DENSE_WIDTH, task.config.net.hidden, lens)
+    firsts = np.cumsum([0, *map(len, task.epochs)]).tolist()
+    stop = _here["stop"] = threading.Event()
+    with ExitStack() as opened:
+        remotes = []
+        for k, address in enumerate(task.addresses):
+            remote = RemoteShard(address, k, RUN, signature(task.placement, k), PLAIN, max_message_bytes=MAX_BYTES, timeout_s=WAIT_S)
+            remotes.append(opened.enter_context(closing(remote)))
+        shards = opened.enter_context(closing(PsClient(remotes, task.placement, slots, status)))
+        group = _here["group"] = Group(task.peers, task.number, task.timeout_s) if task.peers else None
+        together = group is not None and task.config.trainer.in_flight == 1
+
+        def lookup(ticket: int, batch: Batch, training: bool) -> Float32:
+            if training:
+                tickets.append(ticket)
+            return shards.lookup(batch_id(task.number, ticket), batch, training)
+
+        around = Surroundings(
+            train=lambda epoch: _Stream(task.epochs[epoch], firsts[epoch], task.trouble),
+            test=None if task.test is None else lambda: _Stream(task.test or [], 0, None),
+            lookup=lookup, push=lambda ticket, gradient, scale: shards.push(batch_id(task.number, ticket), gradient, scale),
+            emit=events.append, status=status, stop=stop, group=group,
+            attend=lambda ticket: shards.attend(batch_id(task.number, ticket)) if together else None,
+            give_up=lambda ticket: shards.forget(batch_id(task.number, ticket)) if together else None,
+        )  # fmt: skip
+        trainer = Trainer(spec, task.config, around)
+        trained = trainer.run()
+    return _outcome(trainer, trained, events, status, sorted(tickets))
+
+
+def _outcome(trainer: Trainer, trained: Any, events: list[Event], status: RunStatus, tickets: list[int]) -> Outcome:
+    summaries = status.summaries()
+    return Outcome(
+        [np.array(v) for v in trainer.model.trainable_variables],
+        [np.array(v) for v in trainer.model.non_trainable_variables if v.dtype.startswith("float")],
+        trained.finished, trained.test, [event.metrics for event in events if isinstance(event, Interval)],
+        dict(status.counters()), summaries["PushGrad"].count if "PushGrad" in summaries else 0, tickets,
+        [type(event).__name__ for event in events],
+    )  # fmt: skip
+
+
+def abort() -> None:
+    """Free this member's trainer, as the cluster does when another role has failed."""
+    _here["stop"].set()
+    _here["group"].abort()
+
+
+def stop() -> None:
+    """Ask this member's trainer to stop."""
+    _here["stop"].set()
+
+
+# Troubles.
+
+
+def fail() -> None:
+    """A bad file."""
+    raise OSError("the disk is on fire")
+
+
+def hold() -> None:
+    """Wait until the test says so; tell it that we are there."""
+    _here["reached"].set()
+    assert _here["go_on"].wait(WAIT_S)
+
+
+# --- members --------------------------------------------------------------------------------------------------------------
+
+
+class Member:
+    """A process that does what it is told, each call on a thread of its own.
+
+    reached, go_on   where a call waits, and what lets it go on
+    """
+
+    def __init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.reached, self.go_on = spawn.Event(), spawn.Event()
+        self._pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(theirs, self.reached, self.go_on), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._calls = 0
+        self._answers: dict[int, tuple[Any, BaseException | None]] = {}
+
+    def start(self, function: Callable[..., Any], *arguments: Any) -> int:
+        """Begin a call; its number."""
+        self._calls += 1
+        self._pipe.send((self._calls, function, arguments))
+        return self._calls
+
+    def result(self, call: int, timeout_s: float = WAIT_S) -> Any:
+        """What the call returned. Raises what it raised, and AssertionError when that takes too long."""
+        while call not in self._answers:
+            assert self._pipe.poll(timeout_s), f"no answer within {timeout_s} s"
+            number, *answer = self._pipe.recv()
+            self._answers[number] = tuple(answer)
+        returned, error = self._answers.pop(call)
+        if error is not None:
+            raise error
+        return returned
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call and wait."""
+        return self.result(self.start(function, *arguments))
+
+    def kill(self) -> None:
+        """As the kernel does when memory runs out."""
+        self.process.kill()
+        self.process.join(WAIT_S)
+
+    def close(self) -> None:
+        """End the process, and make sure that it has ended by itself."""
+        if self.process.is_alive():
+            self._pipe.send(None)
+            self.process.join(WAIT_S)
+            ended = self.process.exitcode
+            self.kill()
+            assert ended == 0
+        self._pipe.close()
+        self.process.close()
+
+
+def _serve(pipe: Connection, reached: Any, go_on: Any) -> None:
+    _here.update(reached=reached, go_on=go_on)
+    sending = threading.Lock()
+
+    def answer(number: int, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+        try:
+            found: tuple[Any, BaseException | None] = function(*arguments), None
+        except BaseException as error:
+            error.add_note("".join(traceback.format_exception(error)))
+            found = None, error
+        with sending:
+            pipe.send((number, *found))
+
+    threads = []
+    while (call := pipe.recv()) is not None:
+        threads.append(threading.Thread(target=answer, args=call))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+
+
+@contextmanager
+def members(count: int) -> Iterator[list[Member]]:
+    """So many processes; gone when the context is left."""
+    with ExitStack() as opened:
+        yield [opened.enter_context(closing(Member())) for _ in range(count)]
+
+
+def peers_of(count: int) -> tuple[str, ...]:
+    """Where so many trainers may meet."""
+    return tuple(f"{HOST}:{free_port()}" for _ in range(count))
