@@ -1,7 +1,7 @@
 """Where the roles run, and how a run is put together from them.
 
 `launch` gives a Dask client: of one process, of local processes, or of a cluster that is there; `offer` asks its workers what they
-have, and `assign` decides who does what. `plan` decides all the rest before anything starts, the placement by a `forecast` of the load.
-`shard_role` and `trainer_role` are what runs on workers; `run` starts them, listens, and collects what they leave in the `run_dir`;
-`announce` and `shard_report` tell a person.
+have, and `assign` decides who does what. `plan` decides all the rest before anything starts, the placement by a `forecast` of the
+load. `shard_role` and `trainer_role` are what runs on workers; `run` starts them, listens, and collects what they leave in the
+`run_dir`; `announce` and `shard_report` tell a person.
 """

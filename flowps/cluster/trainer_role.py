@@ -195,6 +195,8 @@ def _save(trainer: Trainer, path: str) -> None:
 def _shard_client(task: TrainerTask, plan: Plan, status: RunStatus) -> Iterator[PsClient]:
     """A client of all shards, each reached by the shortest way there is."""
     cluster, slots = plan.config.cluster, plan.schema.slots
+    # A shard that makes one step of several trainers' answers when the last of them has come.
+    timeout_s = max(cluster.rpc_timeout_s, cluster.collective_timeout_s) if plan.steps_together else cluster.rpc_timeout_s
     with ExitStack() as opened:
         shards: list[Shard | Endpoint] = []
         for k, pieces in enumerate(plan.placement.shards):
@@ -207,7 +209,7 @@ def _shard_client(task: TrainerTask, plan: Plan, status: RunStatus) -> Iterator[
             remote = RemoteShard(
                 task.addresses[k], k, task.run_id, signature(plan, k), security_of(plan.config, task.token),
                 half=cluster.wire == "float16",
-                max_message_bytes=cluster.max_message_mib << 20, timeout_s=cluster.rpc_timeout_s, count=status.count,
+                max_message_bytes=cluster.max_message_mib << 20, timeout_s=timeout_s, count=status.count,
             )  # fmt: skip
             opened.callback(remote.close)
             _ways_out.setdefault(task.run_id, []).append(remote.close)

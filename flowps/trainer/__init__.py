@@ -2,7 +2,8 @@
 
 `feed` reads batches, looks them up and delivers them in order; `step` is TensorFlow's part; `push` sends gradients back; `metrics`
 scores; `loop` is the run of a trainer from first feed to last push. Several trainers are a `group`, and `group_step` is their step.
-Batches come as an iterable, lookup and push as callables: it knows nothing of hubs and shards. The only room that imports TensorFlow.
+Batches come as an iterable, lookup and push as callables: it knows nothing of hubs and shards. The only room that imports
+TensorFlow.
 """
 
 import contextlib

@@ -5,6 +5,9 @@
         def reach(self, shard, slots):
             yield LocalEndpoint(shard, [slot.width for slot in slots])
 
+`StepContract` is what every endpoint keeps, `EndpointContract` what those keep besides that have one trainer's batches come and go:
+of trainers that step together an error, or a batch that is given up, is the end.
+
 Covers what is the same on all ways to a shard. A batch's number is used again only where no push of it has been: what becomes of
 calls that come twice is each implementation's own.
 """
@@ -50,7 +53,7 @@ def parcel_of(batch: Batch, in_pieces: bool = False) -> Parcel:
 
 def empty_parcel() -> Parcel:
     """Of no samples."""
-    return Parcel(0, [np.empty(0, np.uint64)], [np.empty(0, np.int32)])
+    return Parcel(0, [], [])
 
 
 def ask(shard: Shard, slots: Sequence[Slot], batch_id: int, batch: Batch, training: bool = True) -> Float32:
@@ -75,8 +78,8 @@ def ones(size: int) -> Lines:
     return Lines(np.ones((size, WIDTH), np.float32))
 
 
-class EndpointContract:
-    """Tests of a way to a shard.
+class StepContract:
+    """Tests of lookups, pushes and evaluations.
 
     tolerance   how far embeddings and rows may be from the shard's own; 0: bit by bit
     """
@@ -161,6 +164,35 @@ class EndpointContract:
             assert endpoint.push(0, ones(2), 1.0) == 0
             assert shard.num_rows == 0
 
+    def test_a_push_of_a_batch_that_nobody_looked_up(self) -> None:
+        """Is refused, and says which."""
+        with self.reached() as (endpoint, _), pytest.raises(UnknownBatchError, match="batch 3: a push came"):
+            endpoint.push(3, ones(1), 1.0)
+
+    @pytest.mark.usefixtures("hurried_switching")
+    def test_many_threads_share_it(self) -> None:
+        """Each gets its own batch's answer: with gradients of zero the rows are still what their signs say."""
+        with self.reached(max_in_flight=16) as (endpoint, _):
+
+            def train(k: int) -> None:
+                random = np.random.default_rng(k)
+                for step in range(8):
+                    bags = drawn.random_bags(random, len(SLOTS), size=3, values=30)
+                    answer = endpoint.lookup(k * 100 + step, parcel_of(drawn.batch(bags), in_pieces=bool(step % 2)), True)
+                    rows = [[[naive.draw(sign, _SEED, slot.dim, slot.init_scale) for sign in bag] for bag in bags[s]]
+                            for s, slot in enumerate(SLOTS)]  # fmt: skip
+                    expected = [[naive.pool_bag(bag, slot) for bag in of] for slot, of in zip(SLOTS, rows, strict=True)]
+                    np.testing.assert_allclose(answer, np.concatenate(expected, axis=1), rtol=1e-3, atol=1e-3)
+                    endpoint.push(k * 100 + step, Lines(np.zeros((3, WIDTH), np.float32)), 1.0)
+
+            with ThreadPoolExecutor(4) as threads:
+                for done in [threads.submit(train, k) for k in range(4)]:
+                    done.result(60)
+
+
+class EndpointContract(StepContract):
+    """What becomes of a batch that is refused, fails or is given up."""
+
     def test_no_samples(self) -> None:
         """An answer of no lines; nothing stays in flight once it is given up."""
         with self.reached(max_in_flight=1) as (endpoint, shard):
@@ -170,11 +202,6 @@ class EndpointContract:
             batch = drawn.batch([[[1]]] * len(SLOTS))
             endpoint.lookup(1, parcel_of(batch), True)
             assert endpoint.push(1, ones(1), 1.0) == len(SLOTS)
-
-    def test_a_push_of_a_batch_that_nobody_looked_up(self) -> None:
-        """Is refused, and says which."""
-        with self.reached() as (endpoint, _), pytest.raises(UnknownBatchError, match=r"batch 3: .*never looked up"):
-            endpoint.push(3, ones(1), 1.0)
 
     def test_a_batch_that_was_given_up(self) -> None:
         """Is no longer in flight, cannot be pushed, and its number may be used again; so may one that nobody has looked up."""
@@ -240,24 +267,19 @@ class EndpointContract:
             assert endpoint.push(0, ones(1), 1.0) == 2 * len(SLOTS)
 
     @pytest.mark.usefixtures("hurried_switching")
-    def test_many_threads_share_it(self) -> None:
-        """Each gets its own batch's answer: with gradients of zero the rows are still what their signs say."""
-        with self.reached(max_in_flight=16) as (endpoint, _):
+    def test_many_threads_give_batches_up(self) -> None:
+        """Beside others that push: each batch has its room in flight for as long as it is wanted."""
+        with self.reached(max_in_flight=4) as (endpoint, shard):
 
             def train(k: int) -> None:
-                random = np.random.default_rng(k)
                 for step in range(8):
-                    bags = drawn.random_bags(random, len(SLOTS), size=3, values=30)
-                    answer = endpoint.lookup(k * 100 + step, parcel_of(drawn.batch(bags), in_pieces=bool(step % 2)), True)
-                    rows = [[[naive.draw(sign, _SEED, slot.dim, slot.init_scale) for sign in bag] for bag in bags[s]]
-                            for s, slot in enumerate(SLOTS)]  # fmt: skip
-                    expected = [[naive.pool_bag(bag, slot) for bag in of] for slot, of in zip(SLOTS, rows, strict=True)]
-                    np.testing.assert_allclose(answer, np.concatenate(expected, axis=1), rtol=1e-3, atol=1e-3)
-                    if step % 3:
-                        endpoint.push(k * 100 + step, Lines(np.zeros((3, WIDTH), np.float32)), 1.0)
+                    endpoint.lookup(k * 100 + step, parcel_of(drawn.batch([[[k + 1]]] * len(SLOTS))), True)
+                    if step % 2:
+                        assert endpoint.push(k * 100 + step, ones(1), 1.0) == len(SLOTS)
                     else:
                         endpoint.forget(k * 100 + step)
 
             with ThreadPoolExecutor(4) as threads:
                 for done in [threads.submit(train, k) for k in range(4)]:
                     done.result(60)
+            assert {stats.pushes for stats in shard.stats()} == {16}

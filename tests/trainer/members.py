@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-import keras
 import numpy as np
 
 from flowps.batch import Batch, Float32
@@ -84,29 +83,37 @@ def joined(epochs: Sequence[Sequence[Sequence[Batch]]]) -> list[list[Batch]]:
 # --- models ---------------------------------------------------------------------------------------------------------------
 
 
-def regular(spec: ModelSpec) -> keras.Model:
+def regular(spec: ModelSpec) -> Any:
     """With a regulariser, which must count once, not once for every trainer."""
+    import keras
+
     inputs = spec.inputs()
     x = spec.concatenated(inputs)
     x = keras.layers.Dense(5, activation="tanh", kernel_regularizer=keras.regularizers.L2(0.05))(x)
     return keras.Model(inputs, keras.layers.Dense(1, bias_regularizer=keras.regularizers.L1(0.02))(x))
 
 
-def normal(spec: ModelSpec) -> keras.Model:
+def normal(spec: ModelSpec) -> Any:
     """With moving statistics beside the weights."""
+    import keras
+
     inputs = spec.inputs()
     x = keras.layers.BatchNormalization(momentum=0.7)(spec.concatenated(inputs))
     return keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Dense(4, activation="relu")(x)))
 
 
-def constant(spec: ModelSpec) -> keras.Model:
+def constant(spec: ModelSpec) -> Any:
     """Without a trainable weight."""
+    import keras
+
     inputs = spec.inputs()
     return keras.Model(inputs, keras.ops.sum(spec.concatenated(inputs), axis=1, keepdims=True))
 
 
-def explosive(spec: ModelSpec) -> keras.Model:
+def explosive(spec: ModelSpec) -> Any:
     """NaN once a dense column is negative everywhere."""
+    import keras
+
     inputs = spec.inputs()
     return keras.Model(inputs, keras.layers.Dense(1)(keras.ops.sqrt(spec.concatenated(inputs) + 50.0)))
 
