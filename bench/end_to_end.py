@@ -4,6 +4,9 @@ Each run is the command `python -m flowps.train` in a process of its own. Steady
 evaluation; the figures of several runs are given as medians, with all of them under "runs". The data is generated once, seeded,
 and reused; `--data DIR` takes files of the same columns made elsewhere (`train*` and `test*` Parquet files, or folders of those
 names): list columns and strings are slots, numbers are dense.
+
+`--mode processes` gives hub, shards and trainer processes of their own, on this machine. `--compare` runs both modes by turns, each
+round in the other order, and reports what of the one process's speed is left. What each figure counts is under "counted".
 """
 
 from __future__ import annotations
@@ -16,10 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -42,15 +48,29 @@ NETS = {
     "deepfm": ["--model", "deepfm", "--net.hidden", "400", "400", "400"],
     "dnn": ["--model", "dnn", "--net.hidden", "512", "256"],
 }
+MODES = {"embedded": 1, "processes": 2}  # and how many shards each has
+TARGET = 0.5  # of the speed in one process, for several
+COUNTED = {
+    "examples_per_s": "steady state",
+    "cpu_s_per_million": "steady state; the process that trains: everything in the mode embedded, no shards and no hub otherwise",
+    "tree_cpu_s_per_million": "all processes of the command, from the first line of metrics of the training to its last",
+    "run_cpu_s": "all processes of the command, from start to end",
+    "peak_rss_bytes": "the process that had most",
+    "peak_rss_sum_bytes": "the peaks of all processes until the evaluation has ended, summed; shared pages count in each",
+}
 _MEDIANS = (
     "examples_per_s",
     "cpu_s_per_million",
+    "tree_cpu_s_per_million",
+    "run_cpu_s",
     "peak_rss_bytes",
+    "peak_rss_sum_bytes",
     "first_step_s",
     "trainer_wait_share",
     "empty_reads",
     "test_auc",
 )
+_LOOK_S = 0.05  # between two looks at what a run has written
 
 
 def main() -> int:
@@ -59,9 +79,11 @@ def main() -> int:
         prog="python -m bench.end_to_end", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="After --: more knobs for flowps.train, as in -- --trainer.in_flight 4",
     )  # fmt: skip
-    parser.add_argument("workload", choices=list(TRAINED))
+    parser.add_argument("workload", choices=list(TRAINED), nargs="?", help="with --compare: all of them when left out")
     parser.add_argument("--net", choices=list(NETS), help="dense network (default: small for criteo, dnn for dsp_ctr)")
-    parser.add_argument("--mode", choices=["embedded"], default="embedded", help="where the roles run")
+    parser.add_argument("--mode", choices=list(MODES), default="embedded", help="where the roles run")
+    parser.add_argument("--shards", type=int, help="shards (default: 1, with --mode processes or --compare 2)")
+    parser.add_argument("--compare", action="store_true", help="both modes by turns; --runs rounds")
     parser.add_argument("--data", type=Path, help="folder of the data (default: data/bench/WORKLOAD, generated when missing)")
     parser.add_argument("--runs", type=int, default=3, help="runs to take the medians of (default: 3)")
     parser.add_argument("--json", type=Path, help="write the result here too")
@@ -70,7 +92,14 @@ def main() -> int:
         at = arguments.index("--")
         arguments, knobs = arguments[:at], arguments[at + 1 :]
     options = parser.parse_args(arguments)
-    result = measure(options.workload, options.net, options.mode, options.data, options.runs, knobs)
+    if options.compare:
+        workloads = [options.workload] if options.workload else list(TRAINED)
+        result = compare(workloads, options.net, options.data, options.runs, options.shards or MODES["processes"], knobs)
+    elif options.workload:
+        shards = options.shards or MODES[options.mode]
+        result = measure(options.workload, options.net, options.mode, options.data, options.runs, knobs, shards)
+    else:
+        parser.error("name a workload, or give --compare")
     text = json.dumps(result, indent=2)
     print(text)
     if options.json:
@@ -78,37 +107,111 @@ def main() -> int:
     return 0
 
 
-def measure(workload: str, net: str | None, mode: str, data: Path | None, runs: int, knobs: list[str]) -> dict[str, Any]:
+def measure(
+    workload: str, net: str | None, mode: str, data: Path | None, runs: int, knobs: Sequence[str], shards: int = 1
+) -> dict[str, Any]:  # fmt: skip
     """The result of `runs` warm runs and one with a cold numba cache."""
     net = net or TRAINED[workload].net
-    command = _command(workload, net, data, knobs)
+    command = command_of(workload, net, data, [*roles(mode, shards), *knobs])
     with tempfile.TemporaryDirectory() as cold:
         # One file is enough for the first step, and the kernels are compiled whatever comes after.
-        first = ["--data.train", command[1], *command[command.index("--data.test") :]]
+        first = first_file(command)
         _run(first, {})  # brings TensorFlow's files into memory, so that only numba's cache is cold
         cold_first_step_s = _run(first, {"NUMBA_CACHE_DIR": cold})["first_step_s"]
     found = [_run(command, {}) for _ in range(runs)]
-    if not all(run["examples_per_s"] for run in found):
-        raise SystemExit(f"{workload}: too few steps for a steady state; use more data")
+    _check_steady(workload, found)
     return {
         "workload": workload,
         "net": net,
         "mode": mode,
-        **{key: statistics.median(run[key] for run in found) for key in _MEDIANS},
+        "shards": shards,
+        **_medians(found),
         "first_step_cold_s": cold_first_step_s,
         "best_auc": found[0]["best_auc"],
-        "knobs": knobs,
+        "knobs": list(knobs),
+        "counted": COUNTED,
         "runs": found,
         "machine": machine.describe(),
     }
 
 
+def compare(
+    workloads: Sequence[str], net: str | None, data: Path | None, rounds: int, shards: int, knobs: Sequence[str]
+) -> dict[str, Any]:  # fmt: skip
+    """Both modes by turns, `shards` shards in several processes and one in one; what of the speed is left."""
+    results = []
+    for workload in workloads:
+        used = net or TRAINED[workload].net
+        commands = {
+            mode: command_of(workload, used, data, [*roles(mode, shards if mode == "processes" else 1), *knobs]) for mode in MODES
+        }
+        for command in commands.values():  # kernels compiled, files in memory
+            _run(first_file(command), {})
+        found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
+        for turn in range(rounds):
+            for mode in list(MODES)[:: -1 if turn % 2 else 1]:
+                found[mode].append(_run(commands[mode], {}))
+        results.append({"workload": workload, "net": used, **compared(workload, found)})
+    return {
+        "rounds": rounds,
+        "shards": shards,
+        "workloads": results,
+        "target": {"ratio_at_least": TARGET},
+        "knobs": list(knobs),
+        "counted": COUNTED,
+        "machine": machine.describe(),
+    }
+
+
+def compared(workload: str, found: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians of each mode's runs, and of several processes over one: of the medians, and of the rounds the least and the most."""
+    for runs in found.values():
+        _check_steady(workload, runs)
+    modes: dict[str, dict[str, Any]] = {mode: {**_medians(runs), "runs": runs} for mode, runs in found.items()}
+    one, several = modes["embedded"], modes["processes"]
+    each = [p["examples_per_s"] / e["examples_per_s"] for e, p in zip(one["runs"], several["runs"], strict=True)]
+    both = (one["tree_cpu_s_per_million"], several["tree_cpu_s_per_million"])
+    return {
+        **modes,
+        "ratio": several["examples_per_s"] / one["examples_per_s"],
+        "ratio_least": min(each),
+        "ratio_most": max(each),
+        "tree_cpu_ratio": both[1] / both[0] if all(both) else None,
+    }
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """What `compare` has found, as a Markdown table."""
+    lines = [
+        "| workload | net | roles | examples/s | × one process | CPU s per million, all processes | peak memory, summed "
+        "| trainer waited | test AUC |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for of in result["workloads"]:
+        for mode, name in (("embedded", "one process"), ("processes", f"processes, {result['shards']} shards")):
+            r = of[mode]
+            speeds = [run["examples_per_s"] for run in r["runs"]]
+            ratio = f"{of['ratio']:.2f} ({of['ratio_least']:.2f}–{of['ratio_most']:.2f})" if mode == "processes" else "1"
+            cpu = "–" if r["tree_cpu_s_per_million"] is None else f"{r['tree_cpu_s_per_million']:.1f}"
+            lines.append(
+                f"| `{of['workload']}` | {of['net']} | {name} | {r['examples_per_s']:,.0f} ({min(speeds):,.0f}–{max(speeds):,.0f}) "
+                f"| {ratio} | {cpu} | {r['peak_rss_sum_bytes'] / 2**30:.1f} GiB | {r['trainer_wait_share']:.1%} "
+                f"| {r['test_auc']:.4f} |"
+            )
+    return "\n".join([*lines, "", f"Target: at least {result['target']['ratio_at_least']} × the speed in one process."])
+
+
 def measure_once(workload: str, knobs: list[str]) -> dict[str, Any]:
     """One warm run of a workload with its own net and more knobs."""
-    return _run(_command(workload, TRAINED[workload].net, None, knobs), {})
+    return _run(command_of(workload, TRAINED[workload].net, None, knobs), {})
 
 
-def _command(workload: str, net: str, data: Path | None, knobs: list[str]) -> list[str]:
+def roles(mode: str, shards: int) -> list[str]:
+    """The knobs that say where the roles run."""
+    return ["--cluster.mode", mode, "--ps.num_shards", str(shards)]
+
+
+def command_of(workload: str, net: str, data: Path | None, knobs: Sequence[str]) -> list[str]:
     """Arguments of flowps.train, training files first."""
     how = TRAINED[workload]
     if data is None:
@@ -121,35 +224,111 @@ def _command(workload: str, net: str, data: Path | None, knobs: list[str]) -> li
     ]  # fmt: skip
 
 
-def _run(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """One training in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = Path(folder) / "run"
-        started = time.time()
+def first_file(command: Sequence[str], evaluate: bool = True) -> list[str]:
+    """The same on the first of its training files only."""
+    return ["--data.train", command[1], *command[command.index("--data.test" if evaluate else "--data.batch_size") :]]
+
+
+@dataclass
+class Usage:
+    """What a run has used in all, once it has ended.
+
+    samples   lines of metrics.jsonl, and what all processes together had used when each was seen: CPU seconds, peak bytes
+    """
+
+    cpu_s: float = 0.0
+    peak_rss_bytes: int = 0
+    samples: list[tuple[dict[str, Any], float, int]] = field(default_factory=list)
+
+
+@contextmanager
+def training(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[tuple[Path, Usage]]:
+    """The directory of a training that has ended, in a process of its own, and what it has used."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
+        run_dir, usage = Path(folder) / "run", Usage()
         process = subprocess.Popen(
             [sys.executable, "-m", "flowps.train", *arguments, "--run_dir", str(run_dir)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **environment},
         )  # fmt: skip
-        assert process.stderr is not None
-        with process.stderr as stream:
-            errors = stream.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        process.returncode = _watch(process.pid, run_dir / "metrics.jsonl", usage)
         if process.returncode:
-            raise SystemExit(f"the training failed with status {process.returncode}: {errors.decode()}")
+            errors.seek(0)
+            raise SystemExit(f"the training failed with status {process.returncode}: {errors.read().decode()}")
+        yield run_dir, usage
+
+
+def _watch(pid: int, metrics: Path, usage: Usage) -> int:
+    """Sample at every line that comes; returns the exit status."""
+    size, processes = 0, list[psutil.Process]()
+    while True:
+        ended, status, found = os.wait4(pid, os.WNOHANG)
+        if ended:
+            # The kernel adds those of processes that were waited for: all, as Dask's nannies do.
+            usage.cpu_s, usage.peak_rss_bytes = found.ru_utime + found.ru_stime, found.ru_maxrss * 1024
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(_LOOK_S)
+        with suppress(OSError):
+            if metrics.stat().st_size == size:
+                continue
+            lines = metrics.read_bytes()
+            new, size = lines[size:].splitlines(), len(lines)
+            if not processes:  # all are there when the trainer has started, which is the first line
+                processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+            with suppress(psutil.NoSuchProcess):
+                used = _used(processes)
+                usage.samples += [(json.loads(line), *used) for line in new]
+
+
+def _used(processes: Iterable[psutil.Process]) -> tuple[float, int]:
+    """CPU seconds so far, and the sum of the peaks of resident memory."""
+    cpu_s, peak = 0.0, 0
+    for process in processes:
+        times = process.cpu_times()
+        cpu_s += times.user + times.system
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+        peak += int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return cpu_s, peak
+
+
+def _run(arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """One training."""
+    started = time.time()
+    with training(arguments, environment) as (run_dir, usage):
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
         reports = (run_dir / "status.jsonl").read_text(encoding="utf-8").splitlines()
     finished = summary["finished"]
     return {
         "examples_per_s": finished["steady_examples_per_s"],
         "cpu_s_per_million": finished["steady_cpu_s_per_million"],
-        "peak_rss_bytes": usage.ru_maxrss * 1024,
+        "tree_cpu_s_per_million": tree_cpu_s_per_million(usage, finished["examples"] / finished["steps"]),
+        "run_cpu_s": usage.cpu_s,
+        "peak_rss_bytes": usage.peak_rss_bytes,
+        "peak_rss_sum_bytes": max((peak for _, _, peak in usage.samples), default=usage.peak_rss_bytes),
         "first_step_s": finished["first_step_at"] - started,
         "trainer_wait_share": finished["steady_trainer_wait_share"],
         "empty_reads": json.loads(reports[-1])["counters"].get("empty_reads", 0),
         "test_auc": summary["test"]["auc"],
         "best_auc": summary["best_auc"],
     }
+
+
+def tree_cpu_s_per_million(usage: Usage, examples_per_step: float) -> float | None:
+    """Between the first and the last interval that were seen; None for a run with fewer than two."""
+    seen = [(line["step"] * examples_per_step, cpu_s) for line, cpu_s, _ in usage.samples if line["type"] == "Interval"]
+    if len(seen) < 2:
+        return None
+    (first, before), (last, after) = seen[0], seen[-1]
+    return (after - before) / (last - first) * 1e6
+
+
+def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Of each figure that all runs have."""
+    return {key: None if any(run[key] is None for run in runs) else statistics.median(run[key] for run in runs) for key in _MEDIANS}
+
+
+def _check_steady(workload: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    if not all(run["examples_per_s"] for run in runs):
+        raise SystemExit(f"{workload}: too few steps for a steady state; use more data")
 
 
 def _files(data: Path, split: str) -> list[str]:

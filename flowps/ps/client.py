@@ -7,6 +7,7 @@ Any thread may call any method.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from flowps.batch import Batch, Float32
@@ -73,7 +74,8 @@ class PsClient:
         except BaseException:
             if training:
                 for path in answered:
-                    path.forget(batch_id)
+                    with suppress(Exception):  # the error of the lookup is the one to show
+                        path.forget(batch_id)
             raise
         self._route.add_up(answers, out)
         if training:

@@ -201,7 +201,8 @@ class Trainer:
                 while self._train_step(feeds, pushes):
                     pass
             except BaseException:
-                self._around.give_up(self._ticket)
+                with suppress(Exception):  # the error that ends the run is the one to show
+                    self._around.give_up(self._ticket)
                 raise
             if self._around.stop.is_set():
                 self._around.give_up(self._ticket)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -44,8 +45,7 @@ def parcel_of(batch: Batch, in_pieces: bool = False) -> Parcel:
     if not in_pieces:
         shares = None if batch.shares is None else [batch.shares]
         return Parcel(batch.size, [batch.signs], [np.diff(batch.offsets)], shares)
-    bounds = batch.offsets[:: batch.size]
-    slices = [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    slices = [slice(start, stop) for start, stop in pairwise(batch.offsets[:: batch.size])]
     lengths = np.split(np.diff(batch.offsets), batch.num_slots)
     shares = None if batch.shares is None else [batch.shares[of_slot] for of_slot in slices]
     return Parcel(batch.size, [batch.signs[of_slot] for of_slot in slices], lengths, shares)
@@ -195,7 +195,7 @@ class EndpointContract(StepContract):
 
     def test_no_samples(self) -> None:
         """An answer of no lines; nothing stays in flight once it is given up."""
-        with self.reached(max_in_flight=1) as (endpoint, shard):
+        with self.reached(max_in_flight=1) as (endpoint, _):
             for training in (True, False):
                 assert endpoint.lookup(0, empty_parcel(), training).shape == (0, WIDTH)
             endpoint.forget(0)
@@ -257,11 +257,15 @@ class EndpointContract(StepContract):
         """Is refused before a kernel reads past an array; the batch is not in flight."""
         batch = drawn.batch([[[1, 2]]] * len(SLOTS))
         whole = parcel_of(batch)
-        signs, lengths = ([whole.signs[0]], [whole.lengths[0][:-1]]) if "lengths" in wrong else ([whole.signs[0][:-1]], whole.lengths)
+        signs, lengths = whole.signs[0], whole.lengths[0]
+        if "lengths" in wrong:
+            lengths = lengths[:-1]
+        else:
+            signs = signs[:-1]
         with self.reached(max_in_flight=1) as (endpoint, shard):
             for training in (True, False):
                 with pytest.raises(DataError, match="offsets|lengths" if "lengths" in wrong else "signs"):
-                    endpoint.lookup(0, Parcel(1, signs, lengths), training)
+                    endpoint.lookup(0, Parcel(1, [signs], [lengths]), training)
             assert shard.num_rows == 0
             endpoint.lookup(0, whole, True)
             assert endpoint.push(0, ones(1), 1.0) == 2 * len(SLOTS)

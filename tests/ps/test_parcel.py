@@ -65,8 +65,8 @@ def expected_bags(batch: Batch, pieces: Sequence[Piece]) -> Weighted:
 def pooled(bags: Weighted, slots: Sequence[Slot]) -> Float32:
     """What a shard that knows all signs answers: float32 [size, width]."""
     columns = [
-        [naive.pool_bag([naive.draw(sign, s, slot.dim, 1) for sign, _ in bag], slot, [share for _, share in bag]) for bag in of_slot]
-        for (s, slot), of_slot in zip(numbered(slots), bags, strict=True)
+        [naive.pool_bag([naive.draw(sign, s, slot.dim, 1) for sign, _ in bag], slot, [share for _, share in bag]) for bag in of]
+        for (s, slot), of in zip(numbered(slots), bags, strict=True)
     ]
     return np.concatenate([np.array(column, np.float32).reshape(len(column), -1) for column in columns], axis=1)
 
@@ -196,20 +196,6 @@ def test_no_slots() -> None:
     signs, offsets, shares = parcel.joined()
     assert (parcel.size, len(signs), offsets.tolist(), shares) == (3, 0, [0], None)
     assert route.gather(1, np.empty((3, 0), np.float32)).array().shape == (3, 0)
-
-
-@pytest.mark.xfail(raises=ValueError, strict=True, reason="Route.parcel slices the offsets in steps of the batch's size")
-def test_a_batch_of_no_samples() -> None:
-    """What a trainer sends that has run out while others have not."""
-    none = np.empty(0, np.float32)
-    batch = Batch(none, none.reshape(0, 0), np.empty(0, np.uint64), np.zeros(1, np.int32))
-    for num_shards in (1, 3):
-        placement = drawn.any_placement(np.random.default_rng(num_shards), SLOTS, num_shards)
-        route = Route(placement, SLOTS)
-        for k in range(num_shards):
-            parcel = route.parcel(k, batch, route.split(batch))
-            signs, offsets, shares = parcel.joined()
-            assert (parcel.size, len(signs), offsets.tolist(), shares) == (0, 0, [0], None)
 
 
 def test_pieces_are_joined_in_their_order() -> None:

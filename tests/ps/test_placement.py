@@ -115,7 +115,7 @@ def busy(placement: Placement, slots: Sequence[Slot], loads: Sequence[SlotLoad])
 @drawn.bounded(max_examples=200)
 @given(given_loads=loaded(), num_shards=st.integers(1, 9))
 def test_every_part_once_and_no_two_on_a_shard(given_loads: tuple[list[Slot], list[SlotLoad]], num_shards: int) -> None:
-    """Whatever the load, every sign has one shard; a slot with pooling none is whole, and so is one of no more than a fair share."""
+    """Whatever the load, every sign has one shard; slots with pooling none, or no more than a fair share, are whole."""
     slots, loads = given_loads
     placement = place(slots, num_shards, loads)
     assert len(placement.shards) == num_shards
@@ -169,7 +169,7 @@ def test_the_busiest_shard_has_a_bound(given_loads: tuple[list[Slot], list[SlotL
 
 
 def test_one_hot_slot_keeps_all_shards_busy() -> None:
-    """What splitting is for: a slot with nearly all signs makes one shard of four do nearly everything; in parts, a quarter each."""
+    """What splitting is for: a slot with nearly all signs makes one shard do nearly everything; in parts, each a quarter."""
     slots = slots_of([16, 16, 16, 16])
     loads = [SlotLoad(100.0, 20.0, 10**6), *[SlotLoad(1.0, 0.2, 1000)] * 3]
     placement = place(slots, 4, loads)

@@ -234,6 +234,7 @@ class _Stream(Iterator[Batch]):
 
     def close(self) -> None:
         """See BatchStream."""
+        _here["go_on"].set()
 
 
 _here: dict[str, Any] = {}  # of this member: its signals, and what a second call looks for
@@ -374,6 +375,8 @@ def _serve(pipe: Connection, reached: Any, go_on: Any) -> None:
         try:
             found: tuple[Any, BaseException | None] = function(*arguments), None
         except BaseException as error:
+            # gRPC's own error, which was being handled, cannot be pickled.
+            error.__cause__ = error.__context__ = None
             error.add_note("".join(traceback.format_exception(error)))
             found = None, error
         with sending:

@@ -65,10 +65,17 @@ def reaching(address: str, security: Security = PLAIN, **more: Any) -> Iterator[
 
 
 @contextmanager
-def a_remote_shard(**more: Any) -> Iterator[tuple[RemoteShard, Shard]]:
-    """A client, and the shard that it reaches."""
-    with shard_of() as shard, serving(local(shard)) as server, reaching(server.address, **more) as remote:
+def a_remote_shard(there: dict[str, Any] | None = None, **more: Any) -> Iterator[tuple[RemoteShard, Shard]]:
+    """A client, and the shard that it reaches; `there`: settings of the server."""
+    with shard_of() as shard, reached(local(shard), there, **more) as remote:
         yield remote, shard
+
+
+@contextmanager
+def reached(endpoint: Endpoint, there: dict[str, Any] | None = None, **more: Any) -> Iterator[RemoteShard]:
+    """A client of `endpoint` behind a server."""
+    with serving(endpoint, **(there or {})) as server, reaching(server.address, **more) as remote:
+        yield remote
 
 
 @contextmanager
@@ -90,7 +97,7 @@ def calling(address: str, token: str | None = PLAIN.token) -> Iterator[Callable[
 
 @contextmanager
 def filled(address: str) -> Iterator[list[Any]]:
-    """The queue of the server at `address`, which serves one batch in flight and whose endpoint lets nobody out: the calls in it."""
+    """The queue of a server for one batch in flight, whose endpoint lets nobody out; the calls in it."""
     with calling(address) as call:
         done = threading.Semaphore(0)
         sent = [call("Lookup", evaluation(), wait=False) for _ in range(QUEUE + 5)]
@@ -213,6 +220,10 @@ class Gate:
     def open(self) -> None:
         """Let all pass, from now on."""
         self._open.set()
+
+    def shut(self) -> None:
+        """Let nobody pass who comes from now on."""
+        self._open.clear()
 
     def wait_here(self, name: str = "", number: int = 0) -> None:
         """`before` or `after` of a Scripted."""

@@ -139,7 +139,7 @@ def test_what_is_no_message(data: bytes, said: str) -> None:
 
 @pytest.mark.parametrize("data", [b"\x00\x00", b"\x0a\x04\x12\x05ab", b"\x0a\x03\x12\x01\xff"])
 def test_what_only_protobuf_finds_is_refused_as_well(data: bytes) -> None:
-    """A field number 0, a field cut off inside another, text that is no UTF-8: the fields beside the array are protobuf's to check."""
+    """A field number 0, a field cut off inside another, text that is no UTF-8: those are protobuf's to check."""
     with pytest.raises(DataError, match=r"a message of \d bytes is no LookupRequest"):
         message.parse(data, pb.LookupRequest())
 
