@@ -23,6 +23,9 @@ _COMMANDS = (
     ["bench.scale", "--json", "scale.json"],
     ["bench.map", "--json", "map.json"],
     ["bench.feed", "--json", "feed.json"],
+    ["bench.rpc", "--json", "rpc.json"],
+    ["bench.placement", "--json", "placement.json"],
+    ["bench.end_to_end", "--compare", "--json", "roles.json"],
 )
 _STORAGE = "storage.json"  # needs a data set that is not generated here
 

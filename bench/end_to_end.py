@@ -146,7 +146,8 @@ def compare(
             mode: command_of(workload, used, data, [*roles(mode, shards if mode == "processes" else 1), *knobs]) for mode in MODES
         }
         for command in commands.values():  # kernels compiled, files in memory
-            _run(first_file(command), {})
+            with training(first_file(command, evaluate=False), {}):
+                pass
         found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
         for turn in range(rounds):
             for mode in list(MODES)[:: -1 if turn % 2 else 1]:

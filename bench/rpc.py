@@ -552,8 +552,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.rpc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--calls", type=int, default=20, help="of a block")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--calls", type=int, default=16, help="of a block")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     arguments = parser.parse_args()
     result = run(cases(), arguments.rounds, arguments.calls)

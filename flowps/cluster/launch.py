@@ -19,9 +19,15 @@ from flowps.cluster.assign import Assignment, assign
 from flowps.cluster.offer import ask
 from flowps.config import Config
 from flowps.errors import ClusterError, ConfigError, MissingWorkersError, StoppedError
+from flowps.ps.wire.heap import KEEP_BYTES, MMAP_BYTES
 
 # Dask's sampling profiler stops every thread 100 times a second to look at its stack, here on the trainer's own cores.
-_LOCAL = {"distributed.worker.profile.enabled": False}
+# Its nanny makes workers give freed memory back at once, and the next partition's page faults cost more than decoding it saves.
+_LOCAL = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": KEEP_BYTES,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": MMAP_BYTES,
+}
 _LOOPBACK = "127.0.0.1"
 _POLL_S = 0.5  # between two looks at who has joined
 

@@ -94,9 +94,8 @@ class PsClient:
         self._run(lambda n: self._paths[n].attend(batch_id), "Lookup")
 
     def forget(self, batch_id: int) -> None:
-        """There will be no push of this batch."""
-        for path in self._paths:
-            path.forget(batch_id)
+        """There will be no push of this batch. All shards are told, whatever one of them raises."""
+        self._team.run(lambda n: self._paths[n].forget(batch_id), len(self._paths))
 
     def close(self) -> None:
         """End the client's threads."""

@@ -40,7 +40,8 @@ class Parcel:
     def joined(self) -> tuple[Uint64, Int32, Float32 | None]:
         """Signs, offsets as in Batch, and shares, each one array. Copies unless there is one piece."""
         shares = None if self.shares is None else _joined(self.shares, np.float32)
-        return _joined(self.signs, np.uint64), offsets_of(_joined(self.lengths, np.int32)), shares
+        lengths = _joined(self.lengths, np.int32).reshape(-1, self.size or 1)
+        return _joined(self.signs, np.uint64), offsets_of(lengths), shares
 
 
 class Lines:

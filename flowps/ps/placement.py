@@ -18,7 +18,7 @@ from flowps.ps.memory import row_bytes
 
 @dataclass(frozen=True, order=True)
 class Piece:
-    """What a shard holds of the slot at position `slot`: the signs in [part, part + 1) · 2^64 / parts."""
+    """What a shard holds of the slot at position `slot`: the signs whose upper 32 bits are in [part, part + 1) · 2^32 / parts."""
 
     slot: int
     part: int = 0

@@ -39,7 +39,8 @@ class Together(Endpoint):
 
     So N trainers do with a row what one trainer with N times the batch does. Every trainer looks a batch up in every step, an empty
     one when it has no more, and pushes unless it was empty; with one batch in flight. A call returns when all trainers have made
-    it, and raises StoppedError once the end was declared by `forget` or `close`.
+    it, and raises StoppedError once the end was declared by `forget` or `close`. An error of a lookup or push is everyone's, and
+    final: there is no other try.
     """
 
     def __init__(self, endpoint: Endpoint, width: int, trainers: int) -> None:
@@ -74,10 +75,18 @@ class Together(Endpoint):
         """See Endpoint."""
         number, trainer = step_of(batch_id), trainer_of(batch_id)
         with self._lock:
+            if number >= self._over_from:
+                raise StoppedError(_OVER)
             found = self._rounds.get(number)
-            if found is None or trainer not in found.parcels:
+            parcel = found.parcels.get(trainer) if found is not None else None
+            if found is None or parcel is None or not parcel.size:
                 raise UnknownBatchError(
                     f"batch {batch_id}: a push came, but trainer {trainer} has looked up nothing in step {number}"
+                )
+            if (gradient.size, gradient.width) != (parcel.size, self._width):
+                raise DataError(
+                    f"batch {batch_id}: a push has a gradient of {[gradient.size, gradient.width]}, expected "
+                    f"{[parcel.size, self._width]}"
                 )
             found.gradients[trainer] = gradient, rate_scale
             complete = len(found.gradients) == sum(1 for of in found.parcels.values() if of.size)

@@ -198,6 +198,7 @@ class DaskCluster:
             netns=netns,
         )  # fmt: skip
         self.address = scheduler.wait_for(r"Scheduler at:\s+(\S+)")[1]
+        self.dashboard = scheduler.wait_for(r"dashboard at:\s+http://(\S+)/status")[1]
 
     def add(self, name: str, resources: str, *options: object, netns: str = "") -> Command:
         """Start a worker; `joined` waits for it."""

@@ -522,7 +522,6 @@ def test_forget_tells_every_shard() -> None:
             client.push(0, client.lookup(0, ONE_SAMPLE, training=True))
 
 
-@pytest.mark.xfail(strict=True, reason="PsClient.forget stops at the first shard that fails")
 def test_a_shard_that_cannot_be_told_to_forget() -> None:
     """Does not keep the others from being told: trainers may wait there for steps that will not come."""
     shards = [FakeEndpoint(1, forget_error=WireError("gone")), FakeEndpoint(1)]

@@ -20,6 +20,7 @@ import numpy as np
 from flowps.batch import Batch, Float32
 from flowps.config import Cluster, Config, Data, Net, Slot, Status
 from flowps.config import Trainer as TrainerKnobs
+from flowps.errors import StoppedError
 from flowps.ps.client import PsClient
 from flowps.ps.endpoint import LocalEndpoint, batch_id
 from flowps.ps.placement import Placement, place
@@ -38,7 +39,7 @@ WAIT_S = 60.0  # how long a test waits for what must happen; never reached unles
 SOON_S = 10.0  # within which a trainer must hear of what has happened to another; far below all deadlines of the tests
 HOST, RUN = "127.0.0.1", "a-run"
 PLAIN = Security(ca="", cert="", key="", name="", token="a secret", insecure=False)
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 26
 
 SLOTS = (
     Slot(name="user", dim=4, learning_rate=0.05, init_scale=0.3),  # adagrad
@@ -110,12 +111,13 @@ def constant(spec: ModelSpec) -> Any:
     return keras.Model(inputs, keras.ops.sum(spec.concatenated(inputs), axis=1, keepdims=True))
 
 
-def explosive(spec: ModelSpec) -> Any:
-    """NaN once a dense column is negative everywhere."""
+def fragile(spec: ModelSpec) -> Any:
+    """Where an embedding is negative its gradient is NaN (0 times infinity), while the loss and the dense gradients are finite."""
     import keras
 
     inputs = spec.inputs()
-    return keras.Model(inputs, keras.layers.Dense(1)(keras.ops.sqrt(spec.concatenated(inputs) + 50.0)))
+    root = keras.ops.sqrt(keras.ops.relu(inputs["embeddings"]))
+    return keras.Model(inputs, keras.layers.Dense(1)(keras.ops.concatenate([root, inputs["dense_columns"]], axis=1)))
 
 
 # --- shards, in this process ----------------------------------------------------------------------------------------------
@@ -225,15 +227,19 @@ def make_config(in_flight: int = 1, epochs: int = 1, batch_size: int = 8, model:
 class _Stream(Iterator[Batch]):
     def __init__(self, batches: Sequence[Batch], first: int, trouble: tuple[int, Callable[[], None]] | None) -> None:
         self._rest, self._at, self._trouble = iter(batches), first, trouble
+        self._closed = False
 
     def __next__(self) -> Batch:
         if self._trouble is not None and self._at == self._trouble[0]:
             self._trouble[1]()
+        if self._closed:
+            raise StoppedError("reading samples: the stream was closed")
         self._at += 1
         return next(self._rest)
 
     def close(self) -> None:
         """See BatchStream."""
+        self._closed = True
         _here["go_on"].set()
 
 

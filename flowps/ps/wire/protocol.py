@@ -11,6 +11,7 @@ from flowps.errors import CapacityError, DataError, StoppedError, UnknownBatchEr
 from flowps.ps.wire import flowps_pb2 as pb
 
 PROTOCOL = 1
+ATTEMPTS = 3  # of one call: each has that part of the call's deadline
 SERVICE = pb.DESCRIPTOR.services_by_name["EmbeddingShard"].full_name
 
 CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (

@@ -21,12 +21,11 @@ from flowps.ps.parcel import Lines, Parcel
 from flowps.ps.wire import flowps_pb2 as pb
 from flowps.ps.wire import message
 from flowps.ps.wire.heap import keep_memory
-from flowps.ps.wire.protocol import PROTOCOL, SERVICE, error_of, options
+from flowps.ps.wire.protocol import ATTEMPTS, PROTOCOL, SERVICE, error_of, options
 from flowps.ps.wire.security import Security
 from flowps.version import __version__
 
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
-_ATTEMPTS = 3  # deadlines of one attempt in that of a call
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 
@@ -124,7 +123,7 @@ class RemoteShard(Endpoint):
         deadline = time.monotonic() + self._timeout_s
         pause_s = _FIRST_PAUSE_S
         while True:
-            attempt_s = min(self._timeout_s / _ATTEMPTS, deadline - time.monotonic())
+            attempt_s = min(self._timeout_s / ATTEMPTS, deadline - time.monotonic())
             try:
                 answer: bytes = self._calls[name](request, timeout=max(0.001, attempt_s), metadata=self._metadata)
                 return answer

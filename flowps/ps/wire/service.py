@@ -3,7 +3,7 @@
 Covers listening, who is admitted, the bounded queue, and errors as status codes. What a call does is the endpoint's; that it may
 come again is `once`'s.
 
-Threads: gRPC's own accept; `threads` of them work on calls. At most `queue` calls are there at once, later ones are refused before
+Threads: gRPC's own accept; a pool of its own works on calls, a few more may wait, later ones are refused before
 their message is read (RESOURCE_EXHAUSTED) and come again: memory stays bounded, and the trainers wait.
 """
 
@@ -25,11 +25,12 @@ from flowps.ps.wire import flowps_pb2 as pb
 from flowps.ps.wire import message
 from flowps.ps.wire.heap import keep_memory
 from flowps.ps.wire.once import Once
-from flowps.ps.wire.protocol import CODES, PROTOCOL, SERVICE, options, target_of
+from flowps.ps.wire.protocol import ATTEMPTS, CODES, PROTOCOL, SERVICE, options, target_of
 from flowps.ps.wire.security import Security
 from flowps.version import __version__
 
 _MOST_SAMPLES = 1 << 20  # of a batch: data.batch_size ends there
+_WAITING = 8  # calls that may wait for a thread; more are refused
 _GRACE_S = 1.0  # for calls that still run when a server closes
 
 
@@ -65,10 +66,11 @@ class ShardServer:
     ) -> None:  # fmt: skip
         security.check_host(host)
         keep_memory()
-        threads = max(4, 2 * in_flight)
+        # Every batch may have a lookup and a push here, each with its repetitions that wait for the first.
+        threads = max(4, 2 * ATTEMPTS * in_flight)
         self._server = grpc.server(
             ThreadPoolExecutor(threads, "flowps-ps-server"), interceptors=[_Admission(security)],
-            maximum_concurrent_rpcs=2 * threads, options=options(served.max_message_bytes, so_reuseport=0),
+            maximum_concurrent_rpcs=threads + _WAITING, options=options(served.max_message_bytes, so_reuseport=0),
         )  # fmt: skip
         calls = _Calls(endpoint, served, in_flight)
         handlers = {

@@ -185,6 +185,20 @@ def test_pushes_that_fail_do_not_drive_out_the_others() -> None:
     assert list(once._pushes) == [1, 2]
 
 
+def test_answers_of_no_samples_are_bounded_too() -> None:
+    """They have no push that would end them; the last ones may still come again, and larger ones stay until their push."""
+    once, large = Once(kept_pushes=3), Work(bytes(1000))
+    once.lookup(1000, large)
+    for batch_id in range(100):
+        once.lookup(batch_id, Work(b""))
+        assert len(once._lookups) <= 1 + 3
+    unused = Work(b"")
+    for batch_id in (97, 98, 99):
+        once.lookup(batch_id, unused)
+    once.lookup(1000, large)
+    assert (unused.calls, large.calls) == (0, 1)
+
+
 def test_nothing_is_locked_while_a_call_is_made() -> None:
     """Calls of other batches, and of the same one, go on inside it."""
     once = Once(10)

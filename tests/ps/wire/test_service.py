@@ -362,13 +362,14 @@ def test_repetitions_do_not_keep_out_the_one_that_all_wait_for(monkeypatch: pyte
         together = Together(local(shard), WIDTH, trainers=3)
         with serving(together, in_flight=3) as server, calling(server.address) as call:
             try:
-                waiting = []
-                for _ in range(3):
-                    for trainer in (0, 1):
-                        waiting.append(call("Lookup", a_lookup(trainer << 40), wait=False))
+                for attempt in range(3):
+                    calls = [call("Lookup", a_lookup(n << 40), LONG_S if attempt == 2 else 0.1, wait=False) for n in (0, 1)]
+                    for _ in calls:
                         assert came.acquire(timeout=LONG_S)
-                assert call("Lookup", a_lookup(2 << 40), timeout=0.5)
-                assert all(of.result() for of in waiting)
+                    if attempt < 2:
+                        assert [of.code() for of in calls] == [Code.DEADLINE_EXCEEDED] * 2
+                assert call("Lookup", a_lookup(2 << 40), timeout=2.0)
+                assert all(of.result() for of in calls)
             finally:
                 together.close()
 
