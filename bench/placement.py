@@ -1,12 +1,13 @@
 """`python -m bench.placement [--json FILE]`: how evenly slots are placed on shards, and the costs that they are placed by.
 
-The costs: lookups and pushes of shards with one slot, over signs per bag, distinct values and batch sizes, fitted as so many ns per
-sign, distinct row, bag and call; and what a remote shard adds, CPU of both processes (`bench.rpc`), per call, sign and byte of
-embeddings. Least squares of the relative error. Beside the constants of `flowps.ps.load`; a byte's cost there is that on the wire
-and that of pooling, of a bag over its bytes.
+The costs: CPU time of lookups and pushes of shards with one slot, over signs per bag, distinct values and batch sizes, fitted as so
+many ns per sign, distinct row, bag and call; and what a remote shard adds, CPU of both processes (`bench.rpc`), per sign, byte of
+embeddings and call. Least squares of the relative error. Beside the constants of `flowps.ps.load`; a byte's cost there is that on
+the wire and that of pooling, of a bag over its bytes.
 
-The placement: `dsp_ctr`, one training file, on 4 and 8 shards, in one process and in several: the busiest shard over the mean, as
-predicted and as the run has measured it. The time that is measured is that in the shards' own lookups and pushes, without the wire.
+The placement: `dsp_ctr`, one training file, on 4 and 8 shards, in one process and in several. The busiest shard over the mean: as
+predicted by those constants, and as measured by the run. What a run measures is the wall clock of lookups and pushes in the shards,
+without the wire; "fitted" is what it should be after the costs in the shard alone.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _WIRE = ((26, 1, 16), (76, 1, 16), (26, 8, 16), (8, 30, 16), (38, 5, 16), (8, 1,
 
 
 def shard_costs(sizes: Sequence[int], signs: Sequence[int], values: Sequence[int], turns: int) -> list[dict[str, float]]:
-    """Seconds of a lookup and a push, for each point of the grid."""
+    """CPU seconds of a lookup and a push, for each point of the grid."""
     found = []
     for size, mean, count in itertools.product(sizes, signs, values):
         if size * mean <= _MOST_SIGNS:
@@ -59,10 +60,10 @@ def _shard_cost(shape: workload.Shape, turns: int) -> dict[str, float]:
     with closing(Shard([Slot(name="s", dim=_DIM)], [2 * shape.cardinalities[0]], 7, 1)) as shard:
         for n, batch in enumerate(itertools.islice(workload.draw(shape), turns + _WARM_UP)):
             distinct = len(np.unique(batch.signs))
-            begin = time.perf_counter()
+            begin = time.thread_time()  # the shard has no other thread
             shard.lookup(n, batch.signs, batch.offsets, shape.size, at, at, out, training=True)
             shard.push(n, grads)
-            taken[n] = time.perf_counter() - begin, len(batch.signs), distinct
+            taken[n] = time.thread_time() - begin, len(batch.signs), distinct
     seconds, signs, distinct = np.median(taken[_WARM_UP:], axis=0)
     return {
         "size": shape.size, "values": shape.cardinalities[0], "signs": float(signs), "distinct": float(distinct),
@@ -123,20 +124,22 @@ def costs(in_shard: list[dict[str, float]], on_wire: list[dict[str, float]]) -> 
     }
 
 
-def placed(shards: int, mode: str, data: Path | None = None, knobs: Sequence[str] = ()) -> dict[str, Any]:
+def placed(
+    shards: int, mode: str, in_shard_ns: Mapping[str, float], data: Path | None = None, knobs: Sequence[str] = ()
+) -> dict[str, Any]:
     """A training of `dsp_ctr` on `shards` shards, one file of it."""
-    command = end_to_end.first_file(
-        end_to_end.command_of("dsp_ctr", "dnn", data, [*end_to_end.roles(mode, shards), *knobs]), evaluate=False
-    )
+    how = [*end_to_end.roles(mode, shards), *knobs]
+    command = end_to_end.first_file(end_to_end.command_of("dsp_ctr", "dnn", data, how), evaluate=False)
     with end_to_end.training(command, {}) as (run_dir, _):
         report = read_placement(run_dir)
         steps = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["finished"]["steps"]
-    return {"shards": shards, "mode": mode, "steps": steps, **unevenness(report)}
+    return {"shards": shards, "mode": mode, "steps": steps, **unevenness(report, in_shard_ns)}
 
 
-def unevenness(report: PlacementReport) -> dict[str, Any]:
-    """The busiest shard over the mean, of a run that has ended; and the shares of all shards."""
-    found: dict[str, Any] = {"split": sorted({name.partition(" (")[0] for s in report.shards for name in s.slots if " (" in name})}
+def unevenness(report: PlacementReport, in_shard_ns: Mapping[str, float]) -> dict[str, Any]:
+    """The busiest shard over the mean, of a run that has ended; and the shares of all shards. `in_shard_ns`: of `fit`."""
+    pieces = [[name.partition(" (")[::2] for name in shard.slots] for shard in report.shards]
+    found: dict[str, Any] = {"split": sorted({name for of_shard in pieces for name, part in of_shard if part})}
     for what in ("predicted", "measured"):
         loads: list[ShardLoad] = [share for shard in report.shards if (share := getattr(shard, what)) is not None]
         assert len(loads) == len(report.shards)
@@ -146,7 +149,14 @@ def unevenness(report: PlacementReport) -> dict[str, Any]:
             "time": busiest(loads),
             "shares": [msgspec.to_builtins(share) for share in loads],
         }
-    return found
+
+    def ns_per_sample(name: str, part: str) -> float:
+        share, of = 1 / int(part.rstrip(")").partition("/")[2] or 1), report.loads[name]
+        return share * (of.signs * in_shard_ns["signs"] + of.distinct * in_shard_ns["distinct"]) + in_shard_ns["bags"]
+
+    times = np.array([sum(ns_per_sample(name, part) for name, part in of_shard) for of_shard in pieces])
+    shares = times / times.sum()
+    return {**found, "fitted": {"time": float(shares.max() * len(shares)), "shares": shares.tolist()}}
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -163,9 +173,11 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines.append([name, *(f"{value:,.{digits}f}" for value in (inside, wire, inside + wire)), used])
     spread = {where: cost[where]["fitted_over_measured"] for where in ("shard", "wire")}
     said = "; ".join(f"{where} {s['p10']:.2f}–{s['p90']:.2f} ({s['least']:.2f}–{s['most']:.2f})" for where, s in spread.items())
-    runs = [["shards", "roles", "slots split", *(f"{of}, predicted / measured" for of in ("lookups", "rows", "time"))]]
+    head = ["lookups, predicted / measured", "rows, predicted / measured", "time, predicted / fitted / measured"]
+    runs = [["shards", "roles", "slots split", *head]]
     for run in result["placements"]:
-        both = [f"{run['predicted'][of]:.2f} / {run['measured'][of]:.2f}" for of in ("lookups", "rows", "time")]
+        both = [f"{run['predicted'][of]:.2f} / {run['measured'][of]:.2f}" for of in ("lookups", "rows")]
+        both.append(" / ".join(f"{run[how]['time']:.2f}" for how in ("predicted", "fitted", "measured")))
         runs.append([str(run["shards"]), run["mode"], ", ".join(run["split"]) or "none", *both])
     return "\n".join(
         [
@@ -185,9 +197,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=8, help="of the wire's costs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     options = parser.parse_args()
+    found = costs(shard_costs(SIZES, SIGNS, VALUES, options.turns), wire_costs(_WIRE, 1024, options.rounds, 10))
+    in_shard_ns = found["shard"]["ns"]
     result = {
-        "costs": costs(shard_costs(SIZES, SIGNS, VALUES, options.turns), wire_costs(_WIRE, 1024, options.rounds, 10)),
-        "placements": [placed(shards, mode, options.data) for shards, mode in itertools.product(SHARDS, MODES)],
+        "costs": found,
+        "placements": [placed(shards, mode, in_shard_ns, options.data) for shards, mode in itertools.product(SHARDS, MODES)],
         "target": {"time_at_most": TARGET},
         "machine": machine.describe(),
     }

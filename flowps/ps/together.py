@@ -84,10 +84,12 @@ class Together(Endpoint):
                     f"batch {batch_id}: a push came, but trainer {trainer} has looked up nothing in step {number}"
                 )
             if (gradient.size, gradient.width) != (parcel.size, self._width):
-                raise DataError(
+                wrong = DataError(
                     f"batch {batch_id}: a push has a gradient of {[gradient.size, gradient.width]}, expected "
                     f"{[parcel.size, self._width]}"
                 )
+                _refuse(found, wrong)
+                raise wrong
             found.gradients[trainer] = gradient, rate_scale
             complete = len(found.gradients) == sum(1 for of in found.parcels.values() if of.size)
         if complete:
@@ -105,7 +107,7 @@ class Together(Endpoint):
                 del self._rounds[n]
         for n, found in over.items():
             self._endpoint.forget(n)
-            _refuse(found)
+            _refuse(found, StoppedError(_OVER))
 
     def close(self) -> None:
         """Nobody waits any longer. Idempotent."""
@@ -164,7 +166,7 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
             future.set_result(result)
 
 
-def _refuse(found: _Round) -> None:
+def _refuse(found: _Round, error: Exception) -> None:
     for future in (found.looked_up, found.pushed):
         with suppress(InvalidStateError):
-            future.set_exception(StoppedError(_OVER))
+            future.set_exception(error)

@@ -16,6 +16,7 @@ import pytest
 from bench import end_to_end, placement
 from flowps.cluster.shard_report import PlacementReport, ShardReport
 from flowps.ps import load
+from flowps.ps.load import SlotLoad
 from flowps.ps.placement import ShardLoad
 from flowps.synthetic import dsp_ctr, generate
 
@@ -42,6 +43,9 @@ def test_the_shards_costs() -> None:
         assert point["seconds"] > 0
 
 
+IN_SHARD_NS = {"signs": 5.0, "distinct": 80.0, "bags": 40.0, "call": 1e5}
+
+
 def report() -> PlacementReport:
     shares = [(0.5, 0.3, 0.3, 0.26), (0.3, 0.3, 0.3, 0.24), (0.2, 0.4, 0.4, 0.5)]
     slots = (["a", "b (1/2)"], ["b (2/2)"], ["c"])
@@ -49,15 +53,19 @@ def report() -> PlacementReport:
         ShardReport(f"ps-{k}", list(of), ShardLoad(1 / 3, 1 / 3, 1 / 3, 1 / 3), ShardLoad(*share))
         for k, (of, share) in enumerate(zip(slots, shares, strict=True))
     ]
-    return PlacementReport("somewhere", shards)
+    loads = {"a": SlotLoad(2, 1, 9), "b": SlotLoad(30, 10, 99), "c": SlotLoad(1, 1, 9)}
+    return PlacementReport("somewhere", shards, loads)
 
 
 def test_unevenness() -> None:
-    found = placement.unevenness(report())
+    found = placement.unevenness(report(), IN_SHARD_NS)
     assert found["split"] == ["b"]
     figures = [found[what][of] for what in ("predicted", "measured") for of in ("lookups", "rows", "time")]
     assert figures == pytest.approx([1, 1, 1, 1.5, 1.2, 1.5])
     assert [share["time"] for share in found["measured"]["shares"]] == [0.26, 0.24, 0.5]
+    times = np.array([2 * 5 + 1 * 80 + 40 + (30 * 5 + 10 * 80) / 2 + 40, (30 * 5 + 10 * 80) / 2 + 40, 1 * 5 + 1 * 80 + 40])
+    assert found["fitted"]["shares"] == pytest.approx(times / times.sum())
+    assert found["fitted"]["time"] == pytest.approx(times.max() / times.mean())
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +89,14 @@ def test_a_run_on_several_processes(data: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(end_to_end, "training", training)
     knobs = ["--data.batch_size", "50", "--status.print_interval", "10"]
-    found = placement.placed(2, "processes", data, knobs)
+    found = placement.placed(2, "processes", IN_SHARD_NS, data, knobs)
     assert (found["shards"], found["mode"], found["steps"], found["split"]) == (2, "processes", 40, [])
     for what in ("predicted", "measured"):
         shares = found[what]["shares"]
         for of in ("lookups", "rows", "time"):
             assert sum(share[of] for share in shares) == pytest.approx(1)
             assert found[what][of] == pytest.approx(2 * max(share[of] for share in shares))
+    assert sum(found["fitted"]["shares"]) == pytest.approx(1)
     # Signs are counted, not timed: as predicted, up to chance.
     assert found["measured"]["lookups"] == pytest.approx(found["predicted"]["lookups"], rel=0.02)
     (usage,) = used
@@ -102,8 +111,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     """All but the trainings."""
     to = tmp_path / "placement.json"
 
-    def placed(shards: int, mode: str, data: Path | None) -> dict[str, Any]:
-        return {"shards": shards, "mode": mode, "steps": 1, **placement.unevenness(report())}
+    def placed(shards: int, mode: str, in_shard_ns: Mapping[str, float], data: Path | None) -> dict[str, Any]:
+        return {"shards": shards, "mode": mode, "steps": 1, **placement.unevenness(report(), in_shard_ns)}
 
     for name, value in (("placed", placed), ("SIZES", (32,)), ("SIGNS", (1, 3)), ("VALUES", (20, 400))):
         monkeypatch.setattr(placement, name, value)

@@ -192,3 +192,22 @@ class TestLosses:
         assert len({epoch["real_mean"] for epoch in whole}) == 1
         status = [json.loads(line) for line in (tmp_path / "run" / "status.jsonl").read_text().splitlines()]
         assert status[-1]["stages"]["PushGrad"]["count"] == finished["steps"]
+
+    @pytest.mark.xfail(strict=True, reason="saving the rows of an actor that has gone raises RuntimeError: a stack trace")
+    def test_of_a_shard_it_ends_and_says_which(self, cluster, add, tmp_path):
+        shard = add("roomy", "PS=9")  # a shard goes where most room is left
+        with closing(cluster.train(tmp_path / "run", *LONG)) as command:
+            command.wait_for("^step 25, real_mean")
+            shard.signal(signal.SIGKILL)
+            said = command.refuse(timeout_s=LOST_S)
+        assert re.search(r"worker roomy at tcp://127\.0\.0\.1:\d+ was lost, and shard 0 with it: look into its log", said)
+        assert said.count("was lost") == 1
+
+    @pytest.mark.xfail(strict=True, raises=TimeoutError, reason="waits twice for a minute for the trainer that has gone")
+    def test_of_a_trainer_it_ends_and_says_which(self, cluster, add, tmp_path):
+        trainer = add("fast", "TRAINER=1 GPU=1")  # trainers go where a GPU is
+        with closing(cluster.train(tmp_path / "run", *LONG)) as command:
+            command.wait_for("^step 25, real_mean")
+            trainer.signal(signal.SIGKILL)
+            said = command.refuse(timeout_s=LOST_S)
+        assert re.search(r"worker fast at tcp://127\.0\.0\.1:\d+ was lost, and trainer 0 with it: look into its log", said)

@@ -225,6 +225,15 @@ def test_a_message_larger_than_allowed_is_not_taken() -> None:
         assert len(call("Lookup", evaluation(samples))) > 4 * WIDTH * samples
 
 
+def test_a_shard_without_slots_takes_no_more_samples_than_others() -> None:
+    """They cost nothing in its answers, and are counted all the same."""
+    with serving(Scripted(), slots=[]) as server, calling(server.address) as call:
+        asked = a_lookup(size=2**20 + 1, lengths=b"", signs=b"")
+        code, said = refused(lambda: call("Lookup", asked))
+        assert code is Code.INVALID_ARGUMENT
+        assert "1048577 samples" in said
+
+
 @pytest.mark.parametrize("token", [None, "", "another secret", "a secre", "a secret "])
 def test_calls_without_the_token_are_refused(token: str | None) -> None:
     """Whatever they are, known or not; the answer says which knob."""
