@@ -145,7 +145,7 @@ def compare(
         commands = {
             mode: command_of(workload, used, data, [*roles(mode, shards if mode == "processes" else 1), *knobs]) for mode in MODES
         }
-        for command in commands.values():  # kernels compiled, files in memory
+        for command in commands.values() if not results else ():  # kernels compiled, TensorFlow's files in memory
             with training(first_file(command, evaluate=False), {}):
                 pass
         found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}

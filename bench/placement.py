@@ -83,15 +83,15 @@ def wire_costs(of: Sequence[tuple[int, int, int]], size: int, rounds: int, calls
         blocks = rpc.collect(keys, {True: pair}, rounds, calls)
         sizes = [pair.sizes(case, False) for case in cases]
 
-    def cpu_s(case: rpc.Case, contender: str, clocks: slice) -> float:
+    def cpu_s(case: rpc.Case, contender: str) -> float:
         found = blocks[rpc.Key(True, case, False, contender)]
-        each = [np.concatenate([block[operation] for block in found])[:, clocks].sum(axis=1) for operation in rpc.OPERATIONS]
+        each = [np.concatenate([block[operation] for block in found])[:, 1:3].sum(axis=1) for operation in rpc.OPERATIONS]
         return sum(float(np.median(of_operation)) for of_operation in each)
 
     return [
         {
             "signs": size_of["signs"], "bytes": float(case.shape.size * case.width * 4),
-            "seconds": cpu_s(case, "flowps", slice(1, 3)) - cpu_s(case, "local", slice(1, 2)),
+            "seconds": cpu_s(case, "flowps") - cpu_s(case, "local"),
         }
         for case, size_of in zip(cases, sizes, strict=True)
     ]  # fmt: skip

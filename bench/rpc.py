@@ -11,9 +11,9 @@ Cases: 64 kB of signs for 1.7 MB of embeddings, and half a batch of `dsp_ctr` an
 All signs are known. On the wire float32 or float16. All of that twice, in processes of their own: as shipped, and without
 `keep_memory`; both with the environment that Dask's nanny gives its workers, which has malloc give memory back.
 
-Milliseconds of single calls: median, 10th and 90th percentile, wall clock; and the CPU time, medians, of both processes whole, the
-threads of gRPC included. A ratio is one of medians, its least and most those of single rounds. Machines are shared: compare within
-a run.
+Milliseconds of single calls: median, 10th and 90th percentile, wall clock; the CPU time, medians, of both processes whole, the
+threads of gRPC included; and their page faults, means: malloc gave memory back and took it anew. A ratio is one of medians, its
+least and most those of single rounds. Machines are shared: compare within a run.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _NANNY = {"MALLOC_TRIM_THRESHOLD_": "65536"}  # distributed.nanny.pre-spawn-envi
 _STARTED_S, _BLOCK_S, _ENDED_S = 120, 300, 30
 
 Block = dict[str, NDArray[np.float64]]
-"""Of each operation, seconds [call, (wall, client's CPU, server's CPU)]."""
+"""Of each operation, [call, (wall, client's CPU, server's CPU, page faults of both)], in seconds."""
 
 
 @dataclass(frozen=True)
@@ -181,23 +181,31 @@ def _cpu_clock(pid: int) -> int:
     return ~pid << 3 | 2
 
 
-class _Clock:
-    """Times lookups and the pushes after them. `client`, `server`: clocks of their CPU time. `first`: the first batch's number."""
+def _page_faults(pid: int) -> int:
+    """Of a process so far, those that read no disk (proc_pid_stat(5))."""
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[7])
 
-    def __init__(self, client: int, server: int, first: int) -> None:
-        self._clocks, self._next = (client, server), first
+
+class _Clock:
+    """Times lookups and the pushes after them. `pids`: of the client, and of the server if it is not the same; `first`: a batch."""
+
+    def __init__(self, pids: Sequence[int], first: int) -> None:
+        self._pids, self._next = pids, first
+        self._clocks = [_cpu_clock(pid) for pid in pids]
 
     def block(self, calls: int, lookup: Callable[[int], object], push: Callable[[int], object]) -> Block:
         """Call both, by turns, with the numbers of batches."""
-        found = np.empty((len(OPERATIONS), calls + _WARM_UP, 3))
+        found = np.zeros((len(OPERATIONS), calls + _WARM_UP, 4))
         for n in range(calls + _WARM_UP):
             for k, call in enumerate((lookup, push)):
-                client, server = map(time.clock_gettime, self._clocks)
+                faults = sum(map(_page_faults, self._pids))
+                before = [time.clock_gettime(clock) for clock in self._clocks]
                 begin = time.perf_counter()
                 call(self._next)
-                wall = time.perf_counter() - begin
-                client_after, server_after = map(time.clock_gettime, self._clocks)
-                found[k, n] = wall, client_after - client, server_after - server
+                found[k, n, 0] = time.perf_counter() - begin
+                for side, clock in enumerate(self._clocks):
+                    found[k, n, 1 + side] = time.clock_gettime(clock) - before[side]
+                found[k, n, 3] = sum(map(_page_faults, self._pids)) - faults
             self._next += 1
         return {name: found[k, _WARM_UP:] for k, name in enumerate(OPERATIONS)}
 
@@ -223,7 +231,7 @@ class _Server(_Role):
     def __init__(self, of: Sequence[Case], opened: ExitStack) -> None:
         self.introduction = []
         self._local: dict[Case, tuple[LocalEndpoint, list[Parcel], Float32]] = {}
-        self._clock = _Clock(time.CLOCK_PROCESS_CPUTIME_ID, time.CLOCK_PROCESS_CPUTIME_ID, 1 << 40)
+        self._clock = _Clock([os.getpid()], 1 << 40)
         replies: dict[str, bytes] = {}
         for case in of:
             slots = [Slot(name=name, dim=case.dim) for name, *_ in case.signature]
@@ -245,7 +253,7 @@ class _Server(_Role):
         opened.callback(lambda: echo.stop(None).wait())
 
     def local(self, case: Case, calls: int) -> Block:
-        """The shard's part of lookups and pushes; client and server are both this process."""
+        """The shard's part of lookups and pushes, all in this process."""
         endpoint, batches, grads = self._local[case]
         out = aligned_empty((case.shape.size, case.width))
         return self._clock.block(
@@ -290,7 +298,7 @@ class _Client(_Role):
 
     def __init__(self, of: Sequence[Case], addresses: Sequence[str], server_pid: int, opened: ExitStack) -> None:
         self.introduction = []
-        self._clock = _Clock(time.CLOCK_PROCESS_CPUTIME_ID, _cpu_clock(server_pid), 0)
+        self._clock = _Clock([os.getpid(), server_pid], 0)
         self._echo = opened.enter_context(grpc.insecure_channel(addresses[-1], options(_MAX_BYTES, use_local_subchannel_pool=1)))
         self._of: dict[Case, tuple[list[Parcel], Float32]] = {case: (parcels(case), gradient_of(case)) for case in of}
         self._remotes: dict[tuple[Case, bool], RemoteShard] = {}
@@ -479,16 +487,17 @@ def run(of: Sequence[Case], rounds: int, calls: int) -> dict[str, Any]:
 
 
 def compared(of_contender: Mapping[str, Sequence[NDArray[np.float64]]]) -> dict[str, Any]:
-    """The figures of each contender, and what they are to each other. Blocks are [call, (wall, client, server)], in seconds."""
+    """The figures of each contender, and what they are to each other. The blocks are those of one operation, see `Block`."""
     figures: dict[str, Any] = {}
     for name, blocks in of_contender.items():
-        wall, client, server = np.concatenate(blocks).T * 1e3
-        p10, median, p90 = (float(q) for q in np.quantile(wall, (0.1, 0.5, 0.9)))
-        figures[name] = {"ms": median, "ms_p10": p10, "ms_p90": p90, "cpu_ms": float(np.median(client + server))}
-        if name != "local":  # it has one process
-            figures[name] |= {"client_cpu_ms": float(np.median(client)), "server_cpu_ms": float(np.median(server))}
-        else:
-            figures[name]["cpu_ms"] = float(np.median(client))
+        wall, client, server, faults = np.concatenate(blocks).T
+        p10, median, p90 = (float(q) * 1e3 for q in np.quantile(wall, (0.1, 0.5, 0.9)))
+        cpu = {"cpu_ms": client + server, "client_cpu_ms": client, "server_cpu_ms": server}
+        figures[name] = {
+            "ms": median, "ms_p10": p10, "ms_p90": p90,
+            **{key: float(np.median(seconds)) * 1e3 for key, seconds in cpu.items()},
+            "page_faults": float(faults.mean()),
+        }  # fmt: skip
     echo, flowps, local = (figures[name]["ms"] for name in ("echo", "flowps", "local"))
     each = [
         float(np.median(ours[:, 0]) / np.median(echoed[:, 0]))
@@ -519,20 +528,25 @@ def markdown(result: dict[str, Any]) -> str:
                 f"{r['ratio_without_shard']:.2f}", f"{echo['cpu_ms']:.2f} / {flowps['cpu_ms']:.2f}",
             ]
         )  # fmt: skip
-    others = [["call, float32", "flowps: ms, CPU ms", "arrays by protobuf", "without `keep_memory`", "both"]]
+    others = [["call, float32", "ms, CPU ms, page faults: flowps", "arrays by protobuf", "without `keep_memory`", "both"]]
     for on in (r for r in result["results"] if r["keep_memory"] and r["wire"] == "float32"):
         off = next(
             r for r in result["results"]
             if not r["keep_memory"] and all(r[name] == on[name] for name in ("case", "operation", "wire"))
         )  # fmt: skip
         ways = (on["flowps"], on["protobuf"], off["flowps"], off["protobuf"])
-        others.append([f"{on['operation']}, {on['case']}", *(f"{way['ms']:.2f}, {way['cpu_ms']:.2f}" for way in ways)])
+        others.append(
+            [
+                f"{on['operation']}, {on['case']}",
+                *(f"{way['ms']:.2f}, {way['cpu_ms']:.2f}, {way['page_faults']:.0f}" for way in ways),
+            ]
+        )
     target = result["target"]
     return "\n".join(
         [
             *table(shipped, 2), "", *table(others, 1), "",
             f"Target: the {target['operation']} of {target['case']} takes at most {target['ratio_at_most']} × the echo; "
-            f"found {target['ratio']:.2f}.",
+            f"found {target['ratio']:.2f}. {', '.join(f'{name} {found}' for name, found in result['versions'].items())}.",
         ]
     )  # fmt: skip
 

@@ -67,13 +67,11 @@ def test_protobufs_messages_are_the_same_on_the_wire() -> None:
 
 def test_figures_are_consistent() -> None:
     def blocks(*wall_ms: float) -> list[np.ndarray]:
-        return [np.array([[ms, ms / 2, ms / 4]] * 3) / 1e3 for ms in wall_ms]
+        return [np.array([[ms / 1e3, ms / 2e3, ms / 4e3, faults] for faults in (0, 0, 6)]) for ms in wall_ms]
 
     found = rpc.compared({"echo": blocks(1, 2, 3), "flowps": blocks(3, 5, 7), "local": blocks(1, 1, 1)})
-    assert found["echo"] == pytest.approx(
-        {"ms": 2, "ms_p10": 1, "ms_p90": 3, "cpu_ms": 1.5, "client_cpu_ms": 1, "server_cpu_ms": 0.5}
-    )
-    assert found["local"]["cpu_ms"] == pytest.approx(0.5)
+    cpu = {"cpu_ms": 1.5, "client_cpu_ms": 1, "server_cpu_ms": 0.5}
+    assert found["echo"] == pytest.approx({"ms": 2, "ms_p10": 1, "ms_p90": 3, **cpu, "page_faults": 2})
     assert found["ratio"] == pytest.approx(2.5)
     assert (found["ratio_least"], found["ratio_most"]) == pytest.approx((7 / 3, 3))
     assert found["without_shard_ms"] == pytest.approx(4)
@@ -97,7 +95,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert contenders == set(rpc.CONTENDERS) - ({"protobuf"} if r["wire"] == "float16" else set())
         for name in contenders:
             assert 0 < r[name]["ms_p10"] <= r[name]["ms"] <= r[name]["ms_p90"]
-            assert r[name]["cpu_ms"] >= 0
+            assert r[name]["cpu_ms"] > 0
+            assert r[name]["page_faults"] >= 0
         assert r["ratio"] == pytest.approx(r["flowps"]["ms"] / r["echo"]["ms"])
         assert r["without_shard_ms"] == pytest.approx(r["flowps"]["ms"] - r["local"]["ms"])
         assert r["ratio_without_shard"] == pytest.approx(r["without_shard_ms"] / r["echo"]["ms"])

@@ -109,6 +109,7 @@ class Command:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.pid = self._process.pid
+        self._asked_to_end = False
         self._said: list[str] = []
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
@@ -149,22 +150,29 @@ class Command:
 
     def signal(self, number: int, group: bool = False) -> None:
         """To its process, or to all of its group, as a terminal does."""
-        (os.killpg if group else os.kill)(self.pid, number)
+        if self._process.poll() is None:
+            (os.killpg if group else os.kill)(self.pid, number)
 
     def processes(self) -> list[psutil.Process]:
         """It and all that it has started."""
         process = psutil.Process(self.pid)
         return [process, *process.children(recursive=True)]
 
+    def ask_to_end(self) -> None:
+        """For who has to end several."""
+        if not self._asked_to_end:
+            self._asked_to_end = True
+            self.signal(signal.SIGTERM, group=True)
+
     def close(self) -> None:
         """End it with all it has started, politely where it listens."""
-        has_ended = self._process.poll() is not None and not self._reader.is_alive()
-        for number in () if has_ended else (signal.SIGTERM, signal.SIGKILL):
+        self.ask_to_end()
+        try:
+            self.end(timeout_s=10)
+        except (TimeoutError, subprocess.TimeoutExpired):
             with suppress(ProcessLookupError):
-                os.killpg(self.pid, number)
-            with suppress(TimeoutError, subprocess.TimeoutExpired):
-                self.end(timeout_s=10)
-                break
+                os.killpg(self.pid, signal.SIGKILL)
+            self.end()
         self._reader.join()
         assert self._process.stdout is not None
         self._process.stdout.close()
@@ -191,11 +199,12 @@ class DaskCluster:
     """`dask scheduler` and `dask worker` as commands."""
 
     def __init__(self, folder: Path, host: Sequence[str] = ("--host", "127.0.0.1"), netns: str = "") -> None:
-        self._folder, self._host, self._commands = folder, host, ExitStack()
+        self._folder, self._host = folder, host
+        self._commands: list[Command] = []
         self.file = folder / "scheduler.json"
         scheduler = self._start(
-            "distributed.cli.dask_scheduler", "--port", 0, "--dashboard-address", ":0", "--no-dashboard", "--scheduler-file", self.file,
-            netns=netns,
+            "distributed.cli.dask_scheduler", "--port", 0, "--dashboard-address", "127.0.0.1:0", "--no-dashboard",
+            "--scheduler-file", self.file, netns=netns,
         )  # fmt: skip
         self.address = scheduler.wait_for(r"Scheduler at:\s+(\S+)")[1]
         self.dashboard = scheduler.wait_for(r"dashboard at:\s+http://(\S+)/status")[1]
@@ -209,12 +218,15 @@ class DaskCluster:
         )  # fmt: skip
 
     def close(self) -> None:
-        """End workers and scheduler."""
-        self._commands.close()
+        """End workers and scheduler, all at once."""
+        for command in self._commands:
+            command.ask_to_end()
+        for command in self._commands:
+            command.close()
 
     def _start(self, module: str, *arguments: object, netns: str) -> Command:
         command = Command(module, *self._host, *arguments, cwd=self._folder, netns=netns)
-        self._commands.callback(command.close)
+        self._commands.append(command)
         return command
 
 

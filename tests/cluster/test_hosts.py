@@ -1,12 +1,13 @@
-"""Roles on several hosts, which are network namespaces of this one: each with an address of its own and nothing else in common but files.
+"""Roles on several hosts, which are network namespaces: each has an address of its own, and only the files in common.
 
-    10.77.0.1  scheduler, hub
-    10.77.0.2  two shards
-    10.77.0.3  trainer, and the command
+10.77.0.1  scheduler, hub
+10.77.0.2  two shards
+10.77.0.3  trainer, and the command
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -26,10 +27,9 @@ def run(*command: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def hosts() -> Iterator[list[str]]:
     """Three namespaces on one switch, which is a fourth."""
-    unique = tmp_path_factory.getbasetemp().name  # other tests of this machine have others
-    names = [f"flowps-{unique}-{what}" for what in ("switch", "hub", "ps", "trainer")]
+    names = [f"flowps-{os.getpid()}-{what}" for what in ("switch", "hub", "ps", "trainer")]
     switch, *hosts = names
     with ExitStack() as opened:
         for name in names:
@@ -109,7 +109,9 @@ def test_with_tls_and_a_token_too(cluster: Cluster, credentials: tuple[object, .
 def test_without_tls_it_must_be_allowed(cluster: Cluster, tmp_path: Path) -> None:
     with closing(cluster.train(tmp_path / "run")) as command:
         said = command.refuse()
-    assert re.search(r"a shard would listen on 10\.77\.0\.2, where other machines reach it, without TLS: give --cluster\.tls_ca", said)
+    assert re.search(
+        r"a shard would listen on 10\.77\.0\.2, where other machines reach it, without TLS: give --cluster\.tls_ca", said
+    )
     assert said.endswith("or allow it in a network you trust with --cluster.insecure true")
 
 

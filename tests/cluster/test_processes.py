@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import random
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -42,8 +42,12 @@ def test_two_shards_train_what_one_process_trains(start: Start, embedded: Path, 
     said = start(tmp_path / "run", "--ps.num_shards", 2).succeed()
     assert_same(tmp_path / "run", embedded)
     # Who has what is said before, and what it came to after.
-    assert re.search(r"shards: predicted share.*ps-0 .*ps-1 .*step 5, .*shards: predicted → measured share.*ps-0 .*ps-1 ", said, re.S)
-    assert re.search(r"busiest shard: \d\.\d\d× the mean predicted, \d\.\d\d× the mean measured \(load measured on the first 100", said)
+    assert re.search(
+        r"shards: predicted share.*ps-0 .*ps-1 .*step 5, .*shards: predicted → measured share.*ps-0 .*ps-1 ", said, re.S
+    )
+    assert re.search(
+        r"busiest shard: \d\.\d\d× the mean predicted, \d\.\d\d× the mean measured \(load measured on the first 100", said
+    )
 
 
 def has_tensorflow(process: psutil.Process) -> bool:

@@ -1,4 +1,4 @@
-"""A cluster that is there already: found by its address or its file, waited for, refused where it does not fit, and lost in the middle.
+"""A cluster that is there already: found by address or file, waited for, refused where it does not fit, and lost in the middle.
 
 Scheduler and workers run as commands. The workers that a test adds are gone at its end, killed or not.
 """
@@ -101,7 +101,7 @@ class TestRefusals:
 
     def test_nobody_there(self, capsys):
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            address = "tcp://127.0.0.1:{}".format(taken.getsockname()[1])
+            address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         said = refuse(capsys, address, "--cluster.connect_timeout_s", 1)
         assert f"no Dask scheduler answers at {address} within 1 s; is it running, and can this machine reach it?" in said
         assert "--cluster.connect_timeout_s waits longer" in said
@@ -109,7 +109,7 @@ class TestRefusals:
     @pytest.mark.xfail(strict=True, raises=TimeoutError, reason="Dask's connect does not bound the handshake")
     def test_somebody_there_who_never_answers(self, samples, tmp_path):
         with socket.create_server(("127.0.0.1", 0)) as mute:
-            knobs = ("--cluster.scheduler", "tcp://127.0.0.1:{}".format(mute.getsockname()[1]), "--cluster.connect_timeout_s", 1)
+            knobs = ("--cluster.scheduler", f"tcp://127.0.0.1:{mute.getsockname()[1]}", "--cluster.connect_timeout_s", 1)
             with closing(train_command(samples, tmp_path / "run", *knobs)) as command:
                 said = command.refuse(timeout_s=10)
         assert "no Dask scheduler answers" in said

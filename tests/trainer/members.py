@@ -1,28 +1,30 @@
 """Processes that train as members of a group, or alone, and the shards that they share, in this process.
 
-A collective needs a process of its own for each trainer. Starting one takes seconds: a file's tests share its members, so that
-most groups here are not the first one of their processes.
+A collective needs a process of its own for each trainer. Starting one takes seconds: a file's tests share its members, so most
+groups here are not the first one of their processes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from flowps.batch import Batch, Float32
-from flowps.config import Cluster, Config, Data, Net, Slot, Status
+from flowps.config import Config, Data, Net, Slot, Status
 from flowps.config import Trainer as TrainerKnobs
 from flowps.errors import StoppedError
 from flowps.ps.client import PsClient
-from flowps.ps.endpoint import LocalEndpoint, batch_id
+from flowps.ps.endpoint import Endpoint, LocalEndpoint, batch_id
+from flowps.ps.parcel import Lines, Parcel
 from flowps.ps.placement import Placement, place
 from flowps.ps.shard import Shard
 from flowps.ps.together import Together
@@ -32,14 +34,14 @@ from flowps.ps.wire.service import Served, ShardServer
 from flowps.status.event import Event, Finished, Interval, Metrics
 from flowps.status.run_status import RunStatus
 from flowps.trainer.group import Group, free_port
-from flowps.trainer.loop import Surroundings, Trainer
+from flowps.trainer.loop import Surroundings, Trained, Trainer
 from flowps.trainer.models import ModelSpec
 
-WAIT_S = 60.0  # how long a test waits for what must happen; never reached unless it fails
-SOON_S = 10.0  # within which a trainer must hear of what has happened to another; far below all deadlines of the tests
+LONG_S = 60.0  # how long is waited for what must happen; never reached unless a test fails
+SOON_S = 10.0  # within which a trainer must hear of what has become of another: far below the deadlines of its calls
 HOST, RUN = "127.0.0.1", "a-run"
 PLAIN = Security(ca="", cert="", key="", name="", token="a secret", insecure=False)
-MAX_BYTES = 1 << 26
+MAX_BYTES = 1 << 20
 
 SLOTS = (
     Slot(name="user", dim=4, learning_rate=0.05, init_scale=0.3),  # adagrad
@@ -82,10 +84,11 @@ def joined(epochs: Sequence[Sequence[Sequence[Batch]]]) -> list[list[Batch]]:
 
 
 # --- models ---------------------------------------------------------------------------------------------------------------
+# Keras is imported late: flowps.trainer sets what TensorFlow reads from the environment.
 
 
 def regular(spec: ModelSpec) -> Any:
-    """With a regulariser, which must count once, not once for every trainer."""
+    """With regularisers, which must count once, not once for every trainer."""
     import keras
 
     inputs = spec.inputs()
@@ -120,12 +123,21 @@ def fragile(spec: ModelSpec) -> Any:
     return keras.Model(inputs, keras.layers.Dense(1)(keras.ops.concatenate([root, inputs["dense_columns"]], axis=1)))
 
 
+def unequal(spec: ModelSpec) -> Any:
+    """With first weights of its own in every process."""
+    import keras
+
+    inputs = spec.inputs()
+    ours = keras.initializers.Constant((os.getpid() % 89) / 100)
+    return keras.Model(inputs, keras.layers.Dense(1, kernel_initializer=ours)(spec.concatenated(inputs)))
+
+
 # --- shards, in this process ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Shards and where they are served."""
+    """Shards and where they are served; `together`: what makes one step of several trainers'."""
 
     placement: Placement
     addresses: list[str]
@@ -142,31 +154,58 @@ class Shards:
                     of_slot[int(sign)] = np.concatenate([weights, state])
         return found
 
+    def unsound(self) -> int:
+        """Rows that were not stepped because their gradient was NaN or infinite."""
+        return sum(stats.unsound for shard in self.shards for stats in shard.stats())
+
     def release(self) -> None:
         """What a run does when a role has failed: no trainer waits here for another any longer."""
         for of in self.together:
             of.close()
 
 
+class _Heard(Endpoint):
+    """`inner`; tells of every lookup before it is made."""
+
+    def __init__(self, inner: Endpoint, hear: Callable[[int], None]) -> None:
+        self._inner, self._hear = inner, hear
+
+    def lookup(self, batch_id: int, parcel: Parcel, training: bool, out: Float32 | None = None) -> Float32:
+        """See Endpoint."""
+        self._hear(batch_id)
+        return self._inner.lookup(batch_id, parcel, training, out)
+
+    def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:
+        """See Endpoint."""
+        return self._inner.push(batch_id, gradient, rate_scale)
+
+    def forget(self, batch_id: int) -> None:
+        """See Endpoint."""
+        self._inner.forget(batch_id)
+
+
 @contextmanager
-def serving(trainers: int, in_flight: int, num_shards: int = 2) -> Iterator[Shards]:
-    """Shards of SLOTS for so many trainers, as the cluster sets them up."""
+def serving(
+    trainers: int, in_flight: int, num_shards: int = 2, hear: Callable[[int], None] = lambda batch: None
+) -> Iterator[Shards]:
+    """Shards of SLOTS for so many trainers, as the cluster sets them up. `hear`: told the number of every batch looked up."""
     placement = place(SLOTS, num_shards)
-    shards, endpoints, addresses = [], [], []
+    shards, together, addresses = [], [], []
     with ExitStack() as opened:
         for k, pieces in enumerate(placement.shards):
             slots = [SLOTS[piece.slot] for piece in pieces]
-            shard = opened.enter_context(closing(Shard(slots, [1000] * len(slots), 7, trainers * in_flight)))
             widths = [slot.width for slot in slots]
-            endpoint = LocalEndpoint(shard, widths)
+            shards.append(opened.enter_context(closing(Shard(slots, [1000] * len(slots), 7, trainers * in_flight))))
+            endpoint: Endpoint = LocalEndpoint(shards[-1], widths)
             if trainers > 1 and in_flight == 1:
                 endpoint = opened.enter_context(closing(Together(endpoint, sum(widths), trainers)))
+                together.append(endpoint)
             served = Served(RUN, k, signature(placement, k), MAX_BYTES)
-            server = opened.enter_context(closing(ShardServer(endpoint, served, PLAIN, HOST, 0, trainers * in_flight)))
-            shards.append(shard)
-            endpoints.append(endpoint)
-            addresses.append(server.address)
-        yield Shards(placement, addresses, shards, [of for of in endpoints if isinstance(of, Together)])
+            server = ShardServer(_Heard(endpoint, hear), served, PLAIN, HOST, 0, trainers * in_flight)
+            addresses.append(opened.enter_context(closing(server)).address)
+            # Whoever still waits goes before the server that it waits in.
+            opened.callback(Shards(placement, [], [], list(together)).release)
+        yield Shards(placement, addresses, shards, together)
 
 
 def signature(placement: Placement, shard: int) -> list[tuple[str, int, int, int]]:
@@ -184,7 +223,7 @@ class Task:
     epochs     the batches of each
     test       those to evaluate on
     peers      of its group; none: it is alone
-    timeout_s  of a collective
+    timeout_s  of a collective, a lookup and a push
     trouble    what is called before the batch of that number of all is read; what it raises, the stream raises
     """
 
@@ -195,13 +234,18 @@ class Task:
     test: list[Batch] | None = None
     number: int = 0
     peers: tuple[str, ...] = ()
-    timeout_s: float = WAIT_S
+    timeout_s: float = LONG_S
     trouble: tuple[int, Callable[[], None]] | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trainer has come to. weights: of the dense model; `state` those that are not trained; examples: of own batches."""
+    """What a trainer has come to.
+
+    weights    of the dense model; `state`: what is not trained
+    intervals  metrics of each, as every trainer knows them
+    pushed     its own pushes; `tickets` those of its own lookups in training
+    """
 
     weights: list[Float32]
     state: list[Float32]
@@ -211,23 +255,22 @@ class Outcome:
     counters: dict[str, int]
     pushed: int
     tickets: list[int]
-    events: list[str] = field(default_factory=list)
 
 
 def make_config(in_flight: int = 1, epochs: int = 1, batch_size: int = 8, model: str = "dnn", **knobs: Any) -> Config:
-    """Of a small run; `knobs` of the trainer."""
+    """Of a small run; `knobs` are the trainer's. A model of this file is named as ":name"."""
     given = {"learning_rate": 0.02, "feed_threads": in_flight, "tensorflow_threads": 1, **knobs}
     return Config(
-        model=model if ":" not in model else f"{__name__}{model}", epochs=epochs, seed=3, data=Data(batch_size=batch_size),
-        net=Net(hidden=(6, 4)), trainer=TrainerKnobs(in_flight=in_flight, **given), cluster=Cluster(),
-        status=Status(print_interval=5, interval_s=1e6),
+        model=f"{__name__}{model}" if model.startswith(":") else model, epochs=epochs, seed=3, data=Data(batch_size=batch_size),
+        net=Net(hidden=(6, 4)), trainer=TrainerKnobs(in_flight=in_flight, **given), status=Status(print_interval=5, interval_s=1e6),
     )  # fmt: skip
 
 
-class _Stream(Iterator[Batch]):
+class Stream(Iterator[Batch]):
+    """Batches of a list, with a trouble."""
+
     def __init__(self, batches: Sequence[Batch], first: int, trouble: tuple[int, Callable[[], None]] | None) -> None:
-        self._rest, self._at, self._trouble = iter(batches), first, trouble
-        self._closed = False
+        self._rest, self._at, self._trouble, self._closed = iter(batches), first, trouble, False
 
     def __next__(self) -> Batch:
         if self._trouble is not None and self._at == self._trouble[0]:
@@ -243,24 +286,26 @@ class _Stream(Iterator[Batch]):
         _here["go_on"].set()
 
 
-_here: dict[str, Any] = {}  # of this member: its signals, and what a second call looks for
+_here: dict[str, Any] = {}  # what a call finds of another that runs in the same member
 
 
 def train(task: Task) -> Outcome:
     """Run a trainer, as the trainer's role does."""
-    slots, status, events, tickets = SLOTS, RunStatus(), [], []
-    lens = [slot.max_len if slot.pooling == "none" else 0 for slot in slots]
-    spec = ModelSpec.of([s.name for s in slots], [s.dim for s in slots], DENSE_WIDTH, task.config.net.hidden, lens)
+    status, tickets = RunStatus(), []
+    events: list[Event] = []
+    max_lens = [slot.max_len if slot.pooling == "none" else 0 for slot in SLOTS]
+    spec = ModelSpec.of([s.name for s in SLOTS], [s.dim for s in SLOTS], DENSE_WIDTH, task.config.net.hidden, max_lens)
     firsts = np.cumsum([0, *map(len, task.epochs)]).tolist()
     stop = _here["stop"] = threading.Event()
+    group = _here["group"] = Group(task.peers, task.number, task.timeout_s) if task.peers else None
+    together = group is not None and task.config.trainer.in_flight == 1
     with ExitStack() as opened:
         remotes = []
         for k, address in enumerate(task.addresses):
-            remote = RemoteShard(address, k, RUN, signature(task.placement, k), PLAIN, max_message_bytes=MAX_BYTES, timeout_s=WAIT_S)
+            of_shard = signature(task.placement, k)
+            remote = RemoteShard(address, k, RUN, of_shard, PLAIN, max_message_bytes=MAX_BYTES, timeout_s=task.timeout_s)
             remotes.append(opened.enter_context(closing(remote)))
-        shards = opened.enter_context(closing(PsClient(remotes, task.placement, slots, status)))
-        group = _here["group"] = Group(task.peers, task.number, task.timeout_s) if task.peers else None
-        together = group is not None and task.config.trainer.in_flight == 1
+        shards = opened.enter_context(closing(PsClient(remotes, task.placement, SLOTS, status)))
 
         def lookup(ticket: int, batch: Batch, training: bool) -> Float32:
             if training:
@@ -268,8 +313,8 @@ def train(task: Task) -> Outcome:
             return shards.lookup(batch_id(task.number, ticket), batch, training)
 
         around = Surroundings(
-            train=lambda epoch: _Stream(task.epochs[epoch], firsts[epoch], task.trouble),
-            test=None if task.test is None else lambda: _Stream(task.test or [], 0, None),
+            train=lambda epoch: Stream(task.epochs[epoch], firsts[epoch], task.trouble),
+            test=None if task.test is None else lambda: Stream(task.test or [], 0, None),
             lookup=lookup, push=lambda ticket, gradient, scale: shards.push(batch_id(task.number, ticket), gradient, scale),
             emit=events.append, status=status, stop=stop, group=group,
             attend=lambda ticket: shards.attend(batch_id(task.number, ticket)) if together else None,
@@ -277,43 +322,41 @@ def train(task: Task) -> Outcome:
         )  # fmt: skip
         trainer = Trainer(spec, task.config, around)
         trained = trainer.run()
-    return _outcome(trainer, trained, events, status, sorted(tickets))
+    return _outcome(trained, events, status, sorted(tickets))
 
 
-def _outcome(trainer: Trainer, trained: Any, events: list[Event], status: RunStatus, tickets: list[int]) -> Outcome:
+def _outcome(trained: Trained, events: Sequence[Event], status: RunStatus, tickets: list[int]) -> Outcome:
     summaries = status.summaries()
     return Outcome(
-        [np.array(v) for v in trainer.model.trainable_variables],
-        [np.array(v) for v in trainer.model.non_trainable_variables if v.dtype.startswith("float")],
+        [np.array(v) for v in trained.model.trainable_variables],
+        [np.array(v) for v in trained.model.non_trainable_variables if v.dtype.startswith("float")],
         trained.finished, trained.test, [event.metrics for event in events if isinstance(event, Interval)],
         dict(status.counters()), summaries["PushGrad"].count if "PushGrad" in summaries else 0, tickets,
-        [type(event).__name__ for event in events],
     )  # fmt: skip
 
 
 def abort() -> None:
     """Free this member's trainer, as the cluster does when another role has failed."""
-    _here["stop"].set()
-    _here["group"].abort()
+    stop()
+    if _here.get("group") is not None:
+        _here["group"].abort()
 
 
 def stop() -> None:
     """Ask this member's trainer to stop."""
-    _here["stop"].set()
-
-
-# Troubles.
+    if "stop" in _here:
+        _here["stop"].set()
 
 
 def fail() -> None:
-    """A bad file."""
+    """A trouble: a bad file."""
     raise OSError("the disk is on fire")
 
 
 def hold() -> None:
-    """Wait until the test says so; tell it that we are there."""
+    """A trouble: a slow hub. Says that it is there, and waits until the test, or the end of the stream, lets it go on."""
     _here["reached"].set()
-    assert _here["go_on"].wait(WAIT_S)
+    assert _here["go_on"].wait(LONG_S)
 
 
 # --- members --------------------------------------------------------------------------------------------------------------
@@ -329,23 +372,27 @@ class Member:
         spawn = multiprocessing.get_context("spawn")
         self.reached, self.go_on = spawn.Event(), spawn.Event()
         self._pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(theirs, self.reached, self.go_on), daemon=True)
-        self.process.start()
+        self._process = spawn.Process(target=_serve, args=(theirs, self.reached, self.go_on), daemon=True)
+        self._process.start()
         theirs.close()
         self._calls = 0
         self._answers: dict[int, tuple[Any, BaseException | None]] = {}
+        self._unanswered: set[int] = set()
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> int:
         """Begin a call; its number."""
         self._calls += 1
+        self._unanswered.add(self._calls)
         self._pipe.send((self._calls, function, arguments))
         return self._calls
 
-    def result(self, call: int, timeout_s: float = WAIT_S) -> Any:
-        """What the call returned. Raises what it raised, and AssertionError when that takes too long."""
+    def result(self, call: int, timeout_s: float = LONG_S) -> Any:
+        """What the call returned. Raises what it raised, and TimeoutError."""
         while call not in self._answers:
-            assert self._pipe.poll(timeout_s), f"no answer within {timeout_s} s"
+            if not self._pipe.poll(timeout_s):
+                raise TimeoutError(f"the member has not answered within {timeout_s:g} s")
             number, *answer = self._pipe.recv()
+            self._unanswered.remove(number)
             self._answers[number] = tuple(answer)
         returned, error = self._answers.pop(call)
         if error is not None:
@@ -358,19 +405,36 @@ class Member:
 
     def kill(self) -> None:
         """As the kernel does when memory runs out."""
-        self.process.kill()
-        self.process.join(WAIT_S)
+        self._process.kill()
+        self._process.join(LONG_S)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is there, and all of its calls have ended, or do so now that they are asked to."""
+        self.go_on.set()
+        if not self._process.is_alive():
+            return False
+        if self._unanswered:
+            self.start(abort)
+        with suppress(TimeoutError):
+            for call in sorted(self._unanswered):
+                with suppress(Exception):
+                    self.result(call, SOON_S)
+        self.reached.clear()
+        self.go_on.clear()
+        return not self._unanswered
 
     def close(self) -> None:
-        """End the process, and make sure that it has ended by itself."""
-        if self.process.is_alive():
+        """End the process; one that cannot end by itself is an error, unless it was killed."""
+        idle = self.is_idle
+        if idle:
             self._pipe.send(None)
-            self.process.join(WAIT_S)
-            ended = self.process.exitcode
-            self.kill()
-            assert ended == 0
+            self._process.join(LONG_S)
+        ended = self._process.exitcode
+        self.kill()
         self._pipe.close()
-        self.process.close()
+        self._process.close()
+        assert not idle or ended == 0, f"a member has ended with {ended}"
 
 
 def _serve(pipe: Connection, reached: Any, go_on: Any) -> None:
@@ -381,9 +445,9 @@ def _serve(pipe: Connection, reached: Any, go_on: Any) -> None:
         try:
             found: tuple[Any, BaseException | None] = function(*arguments), None
         except BaseException as error:
-            # gRPC's own error, which was being handled, cannot be pickled.
-            error.__cause__ = error.__context__ = None
             error.add_note("".join(traceback.format_exception(error)))
+            # What was being handled may be an error that cannot be sent.
+            error.__cause__ = error.__context__ = None
             found = None, error
         with sending:
             pipe.send((number, *found))
@@ -396,13 +460,63 @@ def _serve(pipe: Connection, reached: Any, go_on: Any) -> None:
         thread.join()
 
 
-@contextmanager
-def members(count: int) -> Iterator[list[Member]]:
-    """So many processes; gone when the context is left."""
-    with ExitStack() as opened:
-        yield [opened.enter_context(closing(Member())) for _ in range(count)]
+class Members:
+    """Several members; `renewed` gives them to a test."""
+
+    def __init__(self, count: int) -> None:
+        self._members = [Member() for _ in range(count)]
+
+    def renewed(self) -> list[Member]:
+        """The members, new ones in place of those that an earlier test has killed, or that still do what it asked for."""
+        for k, member in enumerate(self._members):
+            if not member.is_idle:
+                self._members[k] = Member()
+                member.close()
+        return self._members
+
+    def close(self) -> None:
+        """End all."""
+        with ExitStack() as opened:
+            for member in self._members:
+                opened.callback(member.close)
 
 
-def peers_of(count: int) -> tuple[str, ...]:
+def peers_of(count: int, host: str = HOST) -> tuple[str, ...]:
     """Where so many trainers may meet."""
-    return tuple(f"{HOST}:{free_port()}" for _ in range(count))
+    return tuple(f"{host}:{free_port()}" for _ in range(count))
+
+
+def tasks(
+    shards: Shards, config: Config, epochs: Sequence[list[list[Batch]]], test: Sequence[list[Batch]] | None = None,
+    timeout_s: float = LONG_S, troubles: dict[int, tuple[int, Callable[[], None]]] | None = None,
+) -> list[Task]:  # fmt: skip
+    """Of a group: [trainer][epoch][step] and [trainer][step]."""
+    peers = peers_of(len(epochs))
+    return [
+        Task(
+            config, shards.placement, shards.addresses, list(of), None if test is None else test[n], n, peers, timeout_s,
+            (troubles or {}).get(n),
+        )
+        for n, of in enumerate(epochs)
+    ]  # fmt: skip
+
+
+def start_all(members: Sequence[Member], of: Sequence[Task]) -> list[int]:
+    """Begin to train; each one's call."""
+    return [member.start(train, task) for member, task in zip(members, of, strict=True)]
+
+
+def all_results(members: Sequence[Member], calls: Sequence[int], timeout_s: float = LONG_S) -> list[Outcome]:
+    """What they come to."""
+    return [member.result(call, timeout_s) for member, call in zip(members, calls, strict=True)]
+
+
+def error_of(member: Member, call: int, timeout_s: float = SOON_S) -> Exception:
+    """What the call has raised, soon."""
+    try:
+        found = member.result(call, timeout_s)
+    except TimeoutError:
+        raise
+    except Exception as error:
+        return error
+    raise AssertionError(f"no error, but {found}")

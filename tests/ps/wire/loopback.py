@@ -16,7 +16,8 @@ from flowps.ps.endpoint import Endpoint, LocalEndpoint
 from flowps.ps.parcel import Lines, Parcel
 from flowps.ps.shard import Shard
 from flowps.ps.wire import flowps_pb2 as pb
-from flowps.ps.wire.protocol import PROTOCOL, SERVICE
+from flowps.ps.wire import service
+from flowps.ps.wire.protocol import ATTEMPTS, PROTOCOL, SERVICE
 from flowps.ps.wire.remote import RemoteShard
 from flowps.ps.wire.security import Security
 from flowps.ps.wire.service import Served, ShardServer
@@ -28,7 +29,8 @@ SLOTS = [drawn.slot("a", dim=4, optimizer="sgd", learning_rate=1.0), drawn.slot(
 SIGNATURE = [(slot.name, slot.width, 0, 1) for slot in SLOTS]
 WIDTH = sum(slot.width for slot in SLOTS)
 MAX_BYTES = 1 << 20
-THREADS, QUEUE = 4, 8  # of a server for one batch in flight: the fewest there are
+THREADS = 2 * ATTEMPTS  # of a server for one batch in flight
+QUEUE = THREADS + service._WAITING  # calls that it takes
 LONG_S = 60.0  # a deadline that is never reached in a test that passes
 
 

@@ -290,8 +290,8 @@ def test_nan_and_infinity_stay_what_they_are() -> None:
 
 @pytest.mark.xfail(strict=True, raises=RuntimeWarning, reason="the scale ends at 2^-100: numbers from 8.3e34 on become infinite")
 def test_the_largest_numbers_stay_finite() -> None:
-    """Whatever float32 holds."""
-    values = np.array([[np.finfo(np.float32).max, -1e36, 1e32]], np.float32)
+    """As long as 11 bits of them are in the range of float32."""
+    values = np.array([[3.4e38, -1e36, 1e32]], np.float32)
     check_bound(values, over_the_wire(values))
 
 
