@@ -139,7 +139,7 @@ def compare(
     workloads: Sequence[str], net: str | None, data: Path | None, rounds: int, shards: int, knobs: Sequence[str]
 ) -> dict[str, Any]:  # fmt: skip
     """Both modes by turns, `shards` shards in several processes and one in one; what of the speed is left."""
-    results = []
+    results: list[dict[str, Any]] = []
     for workload in workloads:
         used = net or TRAINED[workload].net
         commands = {

@@ -40,14 +40,18 @@ class Writing:
         self._array: memoryview | None = view[len(begin) : self._end]
 
     def array(self, kind: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
-        """Where the array goes, C-contiguous. No view of it may be left when `finish` is called."""
+        """Where the array goes, C-contiguous. Nobody may write to it once `finish` is called."""
         assert self._array is not None
         return np.frombuffer(self._array, kind).reshape(shape)
 
     def finish(self) -> bytes:
-        """The message."""
+        """The message; a copy of it where a view of the array is left."""
         self._array = None
-        self._buffer.truncate(self._end)
+        try:
+            self._buffer.truncate(self._end)
+        except BufferError:
+            # A thread of a team has ended its part and not yet let go of it: nobody writes any more, the memory cannot be taken.
+            return bytes(self._buffer.getbuffer()[: self._end])
         return self._buffer.getvalue()
 
 

@@ -21,6 +21,8 @@ from flowps.ps.wire import frame
 from flowps.ps.wire.protocol import PROTOCOL
 
 _LENGTHS: dict[int, type[np.generic]] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+_LEAST_SCALE, _MOST_SCALE = 2.0**-126, 2.0**126  # they and their inverses are normal numbers of float32
+_MOST_RATE_SCALE = 1e6  # a schedule's ends at 1
 _MAX_HALF = 32_768.0  # what the largest number of an array is scaled to; float16 ends at 65,504
 _IS_LITTLE = sys.byteorder == "little"
 _MOST_SIGNS = np.iinfo(np.int32).max
@@ -78,6 +80,13 @@ def write_reply(look_up: Callable[[Float32 | None], Float32], shape: tuple[int, 
     return writing.finish()
 
 
+def is_half(floats: int) -> bool:
+    """Whether a request speaks of float16. Raises DataError for what only a later version may know."""
+    if floats not in (pb.FLOAT32, pb.FLOAT16):
+        raise DataError(f"floats: found {floats}, expected 0 (float32) or 1 (float16)")
+    return floats == pb.FLOAT16
+
+
 def read_reply(data: bytes, size: int, width: int, half: bool) -> Float32:
     """The embeddings of a LookupReply, float32 [size, width]; a view of `data` unless they came as float16."""
     reply = pb.LookupReply()
@@ -100,9 +109,9 @@ def write_push(run: str, batch_id: int, gradient: Lines, rate_scale: float, half
 
 def read_gradient(request: pb.PushRequest, array: memoryview, width: int) -> Float32:
     """The gradient of a PushRequest, float32 [size, width]; a view of the message unless it came as float16."""
-    if not np.isfinite(request.rate_scale) or request.rate_scale < 0:
-        raise DataError(f"rate_scale: found {request.rate_scale}, expected a number from 0 on")
-    return _widened(array, (request.size, width), request.floats == pb.FLOAT16, request.scale, "gradient")
+    if not 0 <= request.rate_scale <= _MOST_RATE_SCALE:
+        raise DataError(f"rate_scale: found {request.rate_scale}, expected a number from 0 to {_MOST_RATE_SCALE:g}")
+    return _widened(array, (request.size, width), is_half(request.floats), request.scale, "gradient")
 
 
 def _narrowed(values: Float32) -> tuple[NDArray[np.float16], float]:
@@ -115,18 +124,20 @@ def _narrowed(values: Float32) -> tuple[NDArray[np.float16], float]:
         finite = np.abs(values[np.isfinite(values)])
         largest = float(finite.max(initial=0.0))
     scale = 2.0 ** np.floor(np.log2(_MAX_HALF / largest)) if largest > 0 else 1.0
-    scale = float(np.clip(scale, 2.0**-100, 2.0**100))
-    return (values * np.float32(scale)).astype("<f2"), scale
+    scale = float(np.clip(scale, _LEAST_SCALE, _MOST_SCALE))
+    with np.errstate(invalid="ignore"):  # NaN is for the shard to find
+        return (values * np.float32(scale)).astype("<f2"), scale
 
 
 def _widened(array: memoryview, shape: tuple[int, int], half: bool, scale: float, what: str) -> Float32:
     if not half:
         found: Float32 = frame.array_of(array, np.float32, shape, what)
         return found
-    if not np.isfinite(scale) or scale <= 0:
-        raise DataError(f"scale of {what}: found {scale}, expected a number above 0")
-    widened: Float32 = frame.array_of(array, np.float16, shape, what).astype(np.float32)
-    widened *= np.float32(1 / scale)
+    if not _LEAST_SCALE <= scale <= _MOST_SCALE:
+        raise DataError(f"scale of {what}: found {scale}, expected a number from 2^-126 to 2^126")
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are for the shard to find
+        widened: Float32 = frame.array_of(array, np.float16, shape, what).astype(np.float32)
+        widened *= np.float32(1 / scale)
     return widened
 
 

@@ -59,20 +59,51 @@ class RemoteShard(Endpoint):
     def connect(self, timeout_s: float) -> None:
         """Wait until the server is there, and check that it is the right one. Raises WireError."""
         request = pb.DescribeRequest(head=pb.Head(protocol=PROTOCOL, run=self._run)).SerializeToString()
-        try:
-            data = self._calls["Describe"](request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=True)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise WireError(
-                    f"{self._name} does not answer within {timeout_s:g} s: can this machine reach it? (cluster.interface chooses "
-                    "the network, cluster.connect_timeout_s waits longer; with TLS on one side only nobody answers either)"
-                ) from None
-            self._refused("Describe", error)
         found = pb.DescribeReply()
-        message.parse(data, found)
+        message.parse(self._describe(request, timeout_s), found)
+        self._check(found)
+
+    def _describe(self, request: bytes, timeout_s: float) -> bytes:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.001, deadline - time.monotonic())
+            try:
+                answer: bytes = self._calls["Describe"](request, timeout=left_s, metadata=self._metadata, wait_for_ready=True)
+                return answer
+            except ValueError:  # what gRPC says of a closed channel
+                raise StoppedError(f"{self._name}: the connection was closed") from None
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise WireError(
+                        f"{self._name} does not answer within {timeout_s:g} s: can this machine reach it? (cluster.interface "
+                        "chooses the network, cluster.connect_timeout_s waits longer; with TLS on one side only nobody answers "
+                        f"either){self._what_is_wrong(request)}"
+                    ) from None
+                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED or left_s <= _FIRST_PAUSE_S:
+                    self._refused("Describe", error)
+            time.sleep(_FIRST_PAUSE_S * random.uniform(0.5, 1.0))
+
+    def _what_is_wrong(self, request: bytes) -> str:
+        """What gRPC says of the way there; it says so only to those who do not wait for it."""
+        try:
+            self._calls["Describe"](request, timeout=_FIRST_PAUSE_S, metadata=self._metadata)
+        except grpc.RpcError as error:
+            return f": {error.details()}" if error.code() is grpc.StatusCode.UNAVAILABLE else ""
+        return ""
+
+    def _check(self, found: pb.DescribeReply) -> None:
         if found.version != __version__:
             raise WireError(f"{self._name} has flowps {found.version}, this trainer {__version__}: install the same version")
         there = [(slot.name, slot.width, slot.part, slot.parts) for slot in found.slots]
+        # The smaller limit is that of both: what is too large for the server stays so however often it is sent.
+        self._max_bytes = min(self._max_bytes, found.max_message_bytes)
+        differ = [k for k, (theirs, ours) in enumerate(zip(there, self._slots, strict=False)) if theirs != ours]
+        if (found.run, found.shard) == (self._run, self._number) and differ:
+            (name, *theirs), (wanted, *ours) = there[differ[0]], self._slots[differ[0]]
+            raise WireError(
+                f"{self._name} has slot {name!r} (width, part, parts: {theirs}) where this trainer has slot {wanted!r} ({ours}): "
+                "is an old server still on this port?"
+            )
         if (found.run, found.shard, there) != (self._run, self._number, self._slots):
             raise WireError(
                 f"{self._name} is shard {found.shard} of run {found.run!r} with {len(there)} slots, not shard {self._number} of "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class Security:
                 + ", ".join(f"cluster.{k}" for k, v in (("tls_ca", ca), ("tls_cert", cert), ("tls_key", key)) if not v)
             )
         token = _read(token_file, "cluster.token_file").decode("ascii", "replace").strip() if token_file else drawn
+        if not (token.isascii() and token.isprintable()):
+            raise ConfigError(f"cluster.token_file: {token_file} must hold one line of printable ASCII letters")
         if not token:
             raise ConfigError(f"cluster.token_file: {token_file} is empty; put a long random text into it")
         return Security(ca, cert, key, name, token, insecure)
@@ -88,6 +91,16 @@ class Security:
     def _files(self) -> tuple[bytes, bytes, bytes]:
         named = (("tls_ca", self.ca), ("tls_cert", self.cert), ("tls_key", self.key))
         ca, cert, key = (_read(path, f"cluster.{knob}") for knob, path in named)
+        # gRPC takes any bytes, and never says of a connection that cannot be made that they are no certificates.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_verify_locations(self.ca)
+            context.load_cert_chain(self.cert, self.key, password="")
+        except OSError as error:
+            raise ConfigError(
+                f"cluster.tls_ca {self.ca}, cluster.tls_cert {self.cert} and cluster.tls_key {self.key} must be PEM files of an "
+                f"authority, a certificate and its key without a password: {error}"
+            ) from None
         return ca, cert, key
 
 

@@ -9,7 +9,7 @@ their message is read (RESOURCE_EXHAUSTED) and come again: memory stays bounded,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -31,6 +31,7 @@ from flowps.version import __version__
 
 _MOST_SAMPLES = 1 << 20  # of a batch: data.batch_size ends there
 _WAITING = 8  # calls that may wait for a thread; more are refused
+_MOST_SAID_BYTES = 2000  # of an error: it is a header of up to three times that, and gRPC takes 8 KiB of them
 _GRACE_S = 1.0  # for calls that still run when a server closes
 
 
@@ -68,8 +69,9 @@ class ShardServer:
         keep_memory()
         # Every batch may have a lookup and a push here, each with its repetitions that wait for the first.
         threads = max(4, 2 * ATTEMPTS * in_flight)
+        self._threads = ThreadPoolExecutor(threads, "flowps-ps-server")
         self._server = grpc.server(
-            ThreadPoolExecutor(threads, "flowps-ps-server"), interceptors=[_Admission(security)],
+            self._threads, interceptors=[_Admission(security)],
             maximum_concurrent_rpcs=threads + _WAITING, options=options(served.max_message_bytes, so_reuseport=0),
         )  # fmt: skip
         calls = _Calls(endpoint, served, in_flight)
@@ -103,6 +105,7 @@ class ShardServer:
         """Stop listening; calls that still run have a second. Idempotent."""
         self._health.enter_graceful_shutdown()
         self._server.stop(_GRACE_S).wait()
+        self._threads.shutdown(wait=False)  # a call that hangs has had its time
 
 
 class _RefusedError(Exception):
@@ -138,7 +141,7 @@ class _Calls:
         signs = message.parse(data, request)
         self._check(request.head)
         self._check_size(request.size)
-        half = request.floats == pb.FLOAT16
+        half = message.is_half(request.floats)
 
         def work() -> bytes:
             parcel = message.read_parcel(request, signs, len(self._served.slots))
@@ -206,7 +209,8 @@ def _answering(call: Callable[[bytes], bytes]) -> Callable[[bytes, grpc.Servicer
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, said: str) -> NoReturn:
-    context.abort(code, said)
+    cut = said.encode()[:_MOST_SAID_BYTES].decode(errors="ignore")
+    context.abort(code, said if cut == said else f"{cut} …")
     raise AssertionError("abort raises")
 
 
@@ -216,13 +220,14 @@ class _Admission(grpc.ServerInterceptor):
     def __init__(self, security: Security) -> None:
         self._security = security
 
-        def refuse(data: bytes, context: grpc.ServicerContext) -> bytes:
+        def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             _abort(
                 context, grpc.StatusCode.UNAUTHENTICATED,
                 "the call carries no token, or another one: cluster.token_file must hold the same text on all machines",
             )  # fmt: skip
 
-        self._refusing = grpc.unary_unary_rpc_method_handler(refuse)
+        # As of a stream of requests, none of which is asked for: a single one would have been read before.
+        self._refusing = grpc.stream_unary_rpc_method_handler(refuse)
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         if details.method.startswith(f"/{health.SERVICE_NAME}/") or self._security.admits(details.invocation_metadata):

@@ -200,10 +200,6 @@ def test_the_message_is_not_copied_once_it_is_made() -> None:
     assert done.ctypes.data <= at < done.ctypes.data + len(done)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=BufferError,
-    reason="a team's thread holds its last part, and so a view of the array, a moment after `Team.run` has returned",
-)  # fmt: skip
 def test_a_view_that_is_still_there_does_not_end_the_run() -> None:
     """Its owner only has not let go of it yet: the message is made, be it by a copy."""
     writing = frame.Writing(pb.LookupReply(), 400)

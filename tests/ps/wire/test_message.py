@@ -203,7 +203,6 @@ def test_a_push_that_does_not_fit_together(changed: dict[str, Any], num_bytes: i
         message.read_gradient(request, memoryview(bytes(num_bytes)), 3)
 
 
-@pytest.mark.xfail(strict=True, reason="a value of Floats that this version does not know is read as FLOAT32")
 @pytest.mark.parametrize("floats", [2, 7, -1])
 def test_floats_of_a_later_version_are_refused(floats: int) -> None:
     """Rather than read as what they are not."""
@@ -211,7 +210,6 @@ def test_floats_of_a_later_version_are_refused(floats: int) -> None:
         message.read_gradient(pb.PushRequest(size=2, floats=floats, scale=1, rate_scale=1), memoryview(bytes(24)), 3)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeWarning, reason="1 / scale is infinite as float32, and 0 times it NaN")
 def test_a_scale_too_small_to_divide_by_is_refused() -> None:
     """It would make NaN of zeros."""
     request = pb.PushRequest(size=2, floats=pb.FLOAT16, scale=1e-45, rate_scale=1)
@@ -242,7 +240,6 @@ def check_bound(values: Float32, found: Float32) -> None:
     assert ((found == 0) | (np.sign(found) == np.sign(values))).all()
 
 
-SCALE_ENDS = pytest.mark.xfail(strict=True, reason="the scale ends at 2^100: below 1e-26 digits are lost, then all of them")
 exponents = st.integers(-45, 111)
 
 
@@ -258,9 +255,7 @@ def test_float16_is_exact_beside_the_largest(random: np.random.Generator, expone
     check_bound(values.astype(np.float32), found)
 
 
-@pytest.mark.parametrize(
-    "largest", [pytest.param(1e-30, marks=SCALE_ENDS), 1e-25, 1e-20, 1e-8, 1.0, 65_504.0, 65_520.0, 1e10, 1e30]
-)
+@pytest.mark.parametrize("largest", [1e-30, 1e-25, 1e-20, 1e-8, 1.0, 65_504.0, 65_520.0, 1e10, 1e30])
 def test_tiny_gradients_survive(largest: float) -> None:
     """Beside their like as well as they would in float16 beside 1, and a million times smaller ones still to 3 digits."""
     values = np.array([[largest, -largest / 3, largest / 1e6, -largest / 1e8]], np.float32)
@@ -288,14 +283,13 @@ def test_nan_and_infinity_stay_what_they_are() -> None:
         np.testing.assert_array_equal(over_the_wire(np.full((1, 2), only, np.float32)), np.full((1, 2), only))
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeWarning, reason="the scale ends at 2^-100: numbers from 8.3e34 on become infinite")
 def test_the_largest_numbers_stay_finite() -> None:
     """As long as 11 bits of them are in the range of float32."""
     values = np.array([[3.4e38, -1e36, 1e32]], np.float32)
     check_bound(values, over_the_wire(values))
 
 
-@pytest.mark.parametrize("exponent", [-110, pytest.param(-120, marks=SCALE_ENDS)])
+@pytest.mark.parametrize("exponent", [-110, -120])
 def test_the_smallest_normal_numbers_survive(exponent: int) -> None:
     """Whatever float32 holds with all its digits."""
     values = np.array([[1.2345, -1.001, 1.999]], np.float32) * np.float32(2.0**exponent)

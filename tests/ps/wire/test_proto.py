@@ -76,7 +76,6 @@ def test_the_protocol_number_is_documented() -> None:
     assert SERVICE == "flowps.EmbeddingShard"
 
 
-@pytest.mark.xfail(strict=True, reason="the .proto promises ALREADY_EXISTS, which is never sent, and leaves out ABORTED")
 def test_the_status_codes_are_documented() -> None:
     """Those that errors of the shard come as, and those of the server itself; no others."""
     comment = PROTO.read_text().split("syntax =")[0].split("Status codes:")[1]

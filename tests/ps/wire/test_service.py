@@ -262,7 +262,6 @@ def test_the_token_may_stand_among_others() -> None:
             assert code is Code.UNAUTHENTICATED
 
 
-@pytest.mark.xfail(strict=True, reason="the refusing handler is unary: gRPC reads the message, up to the limit, before it is asked")
 def test_messages_without_the_token_are_not_read() -> None:
     """A stranger does not make the server take messages into memory: not even whether one is too large is found out."""
     with serving(Scripted(), max_bytes=1 << 10) as server, calling(server.address, "another secret") as call:
@@ -460,7 +459,6 @@ def test_a_call_that_hangs_does_not_keep_a_server_from_closing(monkeypatch: pyte
         gate.open()
 
 
-@pytest.mark.xfail(strict=True, reason="`close` leaves the executor's threads until the server is collected as garbage")
 def test_closing_ends_the_threads() -> None:
     """All that the server has started, also while somebody still holds it."""
     before = set(threading.enumerate())
