@@ -17,16 +17,21 @@ logs=$(mktemp -d)
 scheduler=$logs/scheduler.json
 started=()
 
+end() { # PID...
+    (($# == 0)) && return
+    kill "$@" 2>/dev/null || true
+    wait "$@" || true
+}
+
 stop() {
     status=$?
-    if ((${#started[@]})); then
-        kill "${started[@]}" 2>/dev/null || true
-        wait "${started[@]}" 2>/dev/null || true
+    end "${started[@]:1}" # workers first: they take their leave of the scheduler
+    end "${started[@]:0:1}"
+    if ((status == 0 || status == 130)); then
+        rm -rf "$logs"
+    else
+        echo "what scheduler and workers have said is in $logs" >&2
     fi
-    if ((status != 0 && status != 130)); then
-        tail -n 5 "$logs"/*.log >&2
-    fi
-    rm -rf "$logs"
     exit "$status"
 }
 trap stop EXIT
@@ -36,7 +41,7 @@ start() { # NAME COMMAND...: in a session of its own, so that Ctrl-C reaches the
     started+=($!)
 }
 
-worker() { # NAME RESOURCES THREADS. Dask must not watch the memory of those that hold tables: flowps bounds it (see docs/cluster.md)
+worker() { # NAME RESOURCES THREADS; --memory-limit 0: docs/cluster.md says why
     start "$1" distributed.cli.dask_worker --scheduler-file "$scheduler" --host 127.0.0.1 --name "$1" --resources "$2" \
         --nthreads "$3" --memory-limit 0 --no-nanny --no-dashboard --local-directory "$logs"
 }
