@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from bench import end_to_end as end_to_end_bench
 from bench import map as map_bench
+from bench import placement as placement_bench
+from bench import rpc as rpc_bench
 from flowps.config import RowOptimizer, Slot
 from flowps.ps import optimizer
 
@@ -146,6 +149,26 @@ def map_table() -> str:
     return "\n".join([map_bench.markdown(found).rstrip(), "", _machine(found), ""])
 
 
+def rpc() -> str:
+    """Lookups and pushes from process to process, beside a bare echo."""
+    return _with_machine(rpc_bench.markdown, "rpc.json")
+
+
+def placement() -> str:
+    """The costs that slots are placed by, and how even the shards are."""
+    return _with_machine(placement_bench.markdown, "placement.json")
+
+
+def roles() -> str:
+    """One process beside several."""
+    return _with_machine(end_to_end_bench.markdown, "roles.json")
+
+
+def _with_machine(markdown: Callable[[dict[str, Any]], str], file: str) -> str:
+    found = _read(file)
+    return "\n".join([markdown(found), "", _machine(found), ""])
+
+
 def _millions(rate: float | None) -> str:
     return "–" if rate is None else f"{rate / 1e6:.1f} million"
 
@@ -173,6 +196,9 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "scale": scale,
     "kernel": kernel,
     "map": map_table,
+    "placement": placement,
+    "roles": roles,
+    "rpc": rpc,
     "storage": storage,
 }
 

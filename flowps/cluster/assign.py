@@ -41,6 +41,11 @@ class Assignment:
         """Whether every trainer can call every shard directly."""
         return len({offer.process for offer in (*self.shards, *self.trainers)}) == 1
 
+    def has_process(self, shard: int) -> bool:
+        """Whether the shard shares its process with no other role."""
+        own = self.shards[shard].process
+        return [offer.process for offer in (*self.shards, *self.trainers, *self.hubs)].count(own) == 1
+
     @property
     def is_read_here(self) -> bool:
         """Whether partitions are decoded in the process of the only trainer."""

@@ -16,7 +16,7 @@ import distributed
 from dask.system import CPU_COUNT
 
 from flowps.cluster.assign import Assignment, assign
-from flowps.cluster.offer import ask
+from flowps.cluster.offer import ask, workers_now
 from flowps.config import Config
 from flowps.errors import ClusterError, ConfigError, MissingWorkersError, StoppedError
 from flowps.ps.wire.heap import KEEP_BYTES, MMAP_BYTES
@@ -160,12 +160,12 @@ def _address_in(path: Path) -> str:
 
 
 def _wait_for_change(client: distributed.Client, deadline: float, interrupted: Callable[[], bool]) -> None:
-    before = client.scheduler_info(n_workers=-1)["workers"].keys()
+    before = workers_now(client).keys()
     while time.monotonic() < deadline:
         if interrupted():
             raise StoppedError("stopped by a signal while waiting for workers; nothing was trained")
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
-        if client.scheduler_info(n_workers=-1)["workers"].keys() != before:
+        if workers_now(client).keys() != before:
             return
 
 

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import distributed
@@ -47,9 +48,18 @@ class Offer:
     resources: Mapping[str, float] = field(default_factory=dict)
 
 
+def workers_now(client: distributed.Client) -> dict[str, dict[str, Any]]:
+    """What the scheduler knows of each worker, by address.
+
+    `Client.scheduler_info` answers from a copy that the client itself refreshes every two seconds, without workers.
+    """
+    found: dict[str, dict[str, Any]] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    return found
+
+
 def ask(client: distributed.Client, interface: str) -> list[Offer]:
     """The workers that are there now, by name. Raises ClusterError for a worker without this version of flowps."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_now(client)
     versions = client.run(eval, _VERSION, on_error="return", workers=list(workers))
     for address, version in versions.items():
         if version != __version__:

@@ -104,7 +104,9 @@ def plan(config: Config, assignment: Assignment) -> Plan:
         check_same(schema.types, found.columns, schema.columns, found.url, train_files[0].url)
     train, test = (tuple(partitions(files, data.partition_rows)) for files in (train_files, test_files))
     expected = forecast(config, schema, train[0], _read_spec(config, schema, training=False)) if config.ps.num_shards > 1 else None
-    placement = place(schema.slots, config.ps.num_shards, expected.loads if expected else None)
+    placement = place(
+        schema.slots, config.ps.num_shards, expected.loads if expected else None, wire=not assignment.is_one_process
+    )  # fmt: skip
     largest = max(p.num_rows for p in (*train, *test))
     # Decoded values are 8 bytes, once in storage order and once cut into batches.
     values_per_row = max(f.values_per_row for f in (*train_files, *test_files))

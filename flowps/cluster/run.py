@@ -14,7 +14,7 @@ from typing import Any
 import distributed
 import msgspec
 
-from flowps.cluster.offer import Offer
+from flowps.cluster.offer import Offer, workers_now
 from flowps.cluster.plan import Plan
 from flowps.cluster.run_dir import RunDir
 from flowps.cluster.shard_report import PlacementReport, ShardReport
@@ -22,6 +22,7 @@ from flowps.cluster.shard_role import ShardActor
 from flowps.cluster.trainer_role import Handout, Trained, TrainerTask, request_stop, reserve_port, train
 from flowps.errors import ClusterError, FlowpsError, RunDirError, StoppedError
 from flowps.ps.placement import describe, predict, shares
+from flowps.ps.shard import ShardWork
 from flowps.ps.table import TableStats
 from flowps.status.event import Event, Finished, Metrics, from_wire
 
@@ -87,8 +88,9 @@ def run(
             raise
         run_dir.check_model()
         tables = tuple(stats for of_shard in roles.ask_shards("stats") for stats in of_shard)
+        work = roles.ask_shards("work")  # before the export, which takes time too
         rows = _export(roles, run_dir)
-        report = _measured(report, plan, roles, trained, rows)
+        report = _measured(report, plan, work, trained, rows)
         run_dir.place(report)
         return Result(trained.finished, trained.test, sum(rows.values()), report, tables)
     finally:
@@ -100,7 +102,8 @@ def run(
 def expected(plan: Plan) -> PlacementReport:
     """The placement, and the load that is expected of each shard."""
     slots = plan.schema.slots
-    loads = predict(plan.placement, slots, plan.forecast.loads) if plan.forecast else [None] * len(plan.placement.shards)
+    wire = not plan.assignment.is_one_process
+    loads = predict(plan.placement, slots, plan.forecast.loads, wire=wire) if plan.forecast else [None] * len(plan.placement.shards)
     shards = [
         ShardReport(offer.name, describe(pieces, slots), load)
         for offer, pieces, load in zip(plan.assignment.shards, plan.placement.shards, loads, strict=True)
@@ -156,7 +159,7 @@ class _Roles:
 
     def check(self) -> None:
         """Raise ClusterError when a worker that holds a shard or a trainer has gone."""
-        there = self._client.scheduler_info(n_workers=-1)["workers"]
+        there = workers_now(self._client)
         for what, offers in (("shard", self._plan.assignment.shards), ("trainer", self._plan.assignment.trainers)):
             for k, offer in enumerate(offers):
                 if offer.address not in there:
@@ -167,7 +170,7 @@ class _Roles:
 
     def request_stop(self, failed: bool = False) -> None:
         """Ask all trainers to stop after their step; if a role has `failed`, without waiting for each other."""
-        there = self._client.scheduler_info(n_workers=-1)["workers"]
+        there = workers_now(self._client)
         workers = [offer.address for offer in self._plan.assignment.trainers if offer.address in there]
         if workers:
             self._client.run(request_stop, self._run_id, failed, workers=workers)
@@ -234,10 +237,9 @@ def _export(roles: _Roles, run_dir: RunDir) -> dict[str, int]:
 
 
 def _measured(
-    report: PlacementReport, plan: Plan, roles: _Roles, trained: Trained, rows: dict[str, int]
+    report: PlacementReport, plan: Plan, work: Sequence[ShardWork], trained: Trained, rows: dict[str, int]
 ) -> PlacementReport:  # fmt: skip
     """The report with what the run has measured."""
-    work = roles.ask_shards("work")
     found = shares([(w.signs, w.rows, w.bytes, w.busy_s) for w in work])
     shards = [msgspec.structs.replace(shard, measured=load) for shard, load in zip(report.shards, found, strict=True)]
     loads = {

@@ -7,6 +7,7 @@ other over gRPC.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class ShardActor:
         self._together = Together(LocalEndpoint(self._shard, widths), sum(widths), trainers) if plan.steps_together else None
         self._endpoint: Endpoint = self._together or LocalEndpoint(self._shard, widths)
         self._server: ShardServer | None = None
+        self._served_at_s: float | None = None
         _shards[run_id, number] = self._together or self._shard
 
     def serve(self, token: str) -> str:
@@ -64,6 +66,8 @@ class ShardActor:
         self._server = ShardServer(
             self._endpoint, served, security_of(self._plan.config, token), host, port and port + self._number, self._in_flight
         )
+        if self._plan.assignment.has_process(self._number):
+            self._served_at_s = time.process_time()
         return self._server.address
 
     def export(self, folder: str) -> dict[str, int]:
@@ -86,8 +90,11 @@ class ShardActor:
         return [] if self._shard is None else self._shard.stats()
 
     def work(self) -> ShardWork:
-        """What was done so far."""
-        return ShardWork(0, 0.0, 0, 0) if self._shard is None else self._shard.work()
+        """What was done so far. Of a shard that has a process to itself, `busy_s` is the CPU time of it, the way there included."""
+        if self._shard is None:
+            return ShardWork(0, 0.0, 0, 0)
+        work = self._shard.work()
+        return work if self._served_at_s is None else replace(work, busy_s=time.process_time() - self._served_at_s)
 
     def release(self) -> None:
         """A role has failed: no trainer waits here for another any longer."""

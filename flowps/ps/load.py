@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from flowps.batch import Batch, Uint64
 from flowps.config import Slot
 
-# What a shard spends, in ns: on a sign found and pooled, on a distinct row found and stepped, and on a byte of the embeddings and
-# gradients of one sample, most of it on the wire (`python -m bench.placement` measures them).
-_SIGN_NS, _DISTINCT_NS, _BYTE_NS = 16.0, 113.0, 1.0
+# What a shard spends, in ns of CPU: on a sign found and pooled, on a distinct row found and stepped, on a byte of the embeddings of
+# one sample; and what the way there costs both sides in addition (`python -m bench.placement` fits them).
+_SIGN_NS, _DISTINCT_NS, _BYTE_NS = 10.0, 100.0, 0.1
+_WIRE_SIGN_NS, _WIRE_BYTE_NS = 14.0, 2.4
 _SAMPLED_FIRST, _SAMPLED_EVERY = 4, 256  # batches in which distinct signs are counted: to sort every batch's would cost too much
 
 
@@ -34,9 +35,13 @@ class SlotLoad(msgspec.Struct, frozen=True):
     distinct: float
     rows: int
 
-    def cost_ns(self, slot: Slot, share: float = 1.0) -> float:
-        """Time of a shard per sample, when it has `share` of the slot's signs; its vector is pooled and sent whatever the share."""
-        return share * (self.signs * _SIGN_NS + self.distinct * _DISTINCT_NS) + slot.width * 4 * _BYTE_NS
+    def cost_ns(self, slot: Slot, share: float = 1.0, *, wire: bool = True) -> float:
+        """CPU time per sample, when a shard has `share` of the slot's signs; its vector is pooled and sent whatever the share.
+
+        wire   whether the shard is in another process
+        """
+        sign_ns, byte_ns = (_SIGN_NS + _WIRE_SIGN_NS, _BYTE_NS + _WIRE_BYTE_NS) if wire else (_SIGN_NS, _BYTE_NS)
+        return share * (self.signs * sign_ns + self.distinct * _DISTINCT_NS) + slot.width * 4 * byte_ns
 
 
 def measure(batches: Iterable[Batch]) -> list[SlotLoad]:

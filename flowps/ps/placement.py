@@ -43,21 +43,25 @@ class ShardLoad(msgspec.Struct, frozen=True):
     time: float
 
 
-def place(slots: Sequence[Slot], num_shards: int, loads: Sequence[SlotLoad] | None = None) -> Placement:
+def place(
+    slots: Sequence[Slot], num_shards: int, loads: Sequence[SlotLoad] | None = None, *, wire: bool = True
+) -> Placement:  # fmt: skip
     """Spread `slots` over `num_shards` shards so that all are about equally busy.
 
     A slot heavier than a fair share is cut into equal sign ranges, each on another shard; one with pooling none is not, because its
     parts could not be added up. Then the heaviest first, each to the shard that has least (longest processing time first: Graham,
     "Bounds on multiprocessing timing anomalies", 1969). Without `loads` every slot counts by its floats. A shard may stay empty
     when there are fewer slots than shards.
+
+    wire   whether the shards are in other processes than the trainers: then bytes count too
     """
-    costs = [float(slot.width) if loads is None else loads[s].cost_ns(slot) for s, slot in enumerate(slots)]
+    costs = [float(slot.width) if loads is None else loads[s].cost_ns(slot, wire=wire) for s, slot in enumerate(slots)]
     fair = sum(costs) / num_shards
     pieces: list[tuple[float, Piece]] = []
     for s, slot in enumerate(slots):
         can_split = loads is not None and slot.pooling != "none" and costs[s] > fair
         parts = min(num_shards, math.ceil(costs[s] / fair)) if can_split else 1
-        cost = costs[s] if loads is None else loads[s].cost_ns(slot, 1 / parts)
+        cost = costs[s] if loads is None else loads[s].cost_ns(slot, 1 / parts, wire=wire)
         pieces += [(cost, Piece(s, part, parts)) for part in range(parts)]
     busy = [0.0] * num_shards
     shards: list[list[Piece]] = [[] for _ in range(num_shards)]
@@ -73,7 +77,7 @@ def place(slots: Sequence[Slot], num_shards: int, loads: Sequence[SlotLoad] | No
     return Placement(tuple(tuple(sorted(shard)) for shard in shards), tuple(columns), width)
 
 
-def predict(placement: Placement, slots: Sequence[Slot], loads: Sequence[SlotLoad]) -> list[ShardLoad]:
+def predict(placement: Placement, slots: Sequence[Slot], loads: Sequence[SlotLoad], *, wire: bool = True) -> list[ShardLoad]:
     """What each shard's share will be, if the slots go on as `loads` says and a split slot's signs are spread evenly."""
     found = []
     for shard in placement.shards:
@@ -83,7 +87,7 @@ def predict(placement: Placement, slots: Sequence[Slot], loads: Sequence[SlotLoa
                 sum(load.signs * share for load, _, share in parts),
                 sum(load.rows * share for load, _, share in parts),
                 sum(load.rows * share * row_bytes(slot) for load, slot, share in parts),
-                sum(load.cost_ns(slot, share) for load, slot, share in parts),
+                sum(load.cost_ns(slot, share, wire=wire) for load, slot, share in parts),
             )
         )
     return shares(found)

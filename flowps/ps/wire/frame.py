@@ -6,7 +6,7 @@ it is made where the message is, and read where the message came in (`python -m 
 
 from __future__ import annotations
 
-import io
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +20,8 @@ ARRAY_FIELD, PADDING_FIELD = 15, 14  # of every message here that has a large ar
 _DELIMITED = 2  # protobuf's wire types; see protobuf.dev/programming-guides/encoding
 _FIXED = {1: 8, 5: 4}
 LINE_BYTES = 64  # a cache line
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize  # of NULL and a length: bytes of any content
+_new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
 
 
 class Writing:
@@ -28,31 +30,31 @@ class Writing:
     def __init__(self, small: Message, size_bytes: int) -> None:
         head = small.SerializeToString()
         tag = bytes([ARRAY_FIELD << 3 | _DELIMITED]) + _varint(size_bytes)
-        # gRPC sends bytes objects only. This one's memory can be written to until `finish`, which does not copy it.
-        self._buffer = io.BytesIO(bytes(len(head) + 2 + LINE_BYTES - 1 + len(tag) + size_bytes))
-        view = self._buffer.getbuffer()
-        # The padding's own tag and length take two bytes. The pool kernels write past the caches where lines start on one.
+        # gRPC sends bytes objects only. A new one may be filled as long as nobody else has it (docs.python.org/3/c-api/bytes.html);
+        # any other way to one zeroes or copies some megabytes.
+        self._data: bytes = _new_bytes(None, len(head) + len(tag) + size_bytes + 2 * 2 + LINE_BYTES)
+        self._space = np.asarray(_Lent(np.frombuffer(self._data, np.uint8)))
+        # Padding before the array, so that it starts on a cache line (the pool kernels then write past the caches), and the rest of
+        # it behind; a padding's own tag and length take two bytes.
         before = len(head) + 2 + len(tag)
-        fill = -(np.frombuffer(view, np.uint8).ctypes.data + before) % LINE_BYTES
-        begin = b"".join([head, bytes([PADDING_FIELD << 3 | _DELIMITED, fill]), bytes(fill), tag])
-        view[: len(begin)] = begin
-        self._end = len(begin) + size_bytes
-        self._array: memoryview | None = view[len(begin) : self._end]
+        fill = -(self._space.ctypes.data + before) % LINE_BYTES
+        self._start, self._size_bytes = before + fill, size_bytes
+        begin = b"".join([head, _padding(fill), tag])
+        end = _padding(LINE_BYTES - fill)
+        self._space[: len(begin)] = np.frombuffer(begin, np.uint8)
+        self._space[self._start + size_bytes :] = np.frombuffer(end, np.uint8)
 
     def array(self, kind: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
         """Where the array goes, C-contiguous. Nobody may write to it once `finish` is called."""
-        assert self._array is not None
-        return np.frombuffer(self._array, kind).reshape(shape)
+        return self._space[self._start : self._start + self._size_bytes].view(kind).reshape(shape)
 
     def finish(self) -> bytes:
-        """The message; a copy of it where a view of the array is left."""
-        self._array = None
-        try:
-            self._buffer.truncate(self._end)
-        except BufferError:
-            # A thread of a team has ended its part and not yet let go of it: nobody writes any more, the memory cannot be taken.
-            return bytes(self._buffer.getbuffer()[: self._end])
-        return self._buffer.getvalue()
+        """The message."""
+        return self._data
+
+
+def _padding(size: int) -> bytes:
+    return bytes([PADDING_FIELD << 3 | _DELIMITED, size]) + bytes(size)
 
 
 def write(small: Message, pieces: Sequence[NDArray[Any]]) -> bytes:
@@ -61,7 +63,6 @@ def write(small: Message, pieces: Sequence[NDArray[Any]]) -> bytes:
     if pieces:
         array = writing.array(pieces[0].dtype.type, (-1,))
         np.concatenate([piece.reshape(-1) for piece in pieces], out=array)
-        del array
     return writing.finish()
 
 

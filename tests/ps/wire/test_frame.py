@@ -177,7 +177,7 @@ def test_bytes_changed_at_random_are_read_as_protobuf_reads_them(random: np.rand
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 4, 63, 64, 65, 127, 128, 129, 16383, 16384, 1 << 21])
 def test_the_array_is_made_where_a_cache_line_begins(size_bytes: int) -> None:
-    """Whatever stands before it, and whatever the length of its length; the message has no room to spare."""
+    """Whatever stands before it, and whatever the length of its length; at most two lines are spent on that."""
     for run in itertools.accumulate("abc" * 30):
         small = pb.PushRequest(head=pb.Head(protocol=1, run=run))
         writing = frame.Writing(small, size_bytes)
@@ -187,7 +187,7 @@ def test_the_array_is_made_where_a_cache_line_begins(size_bytes: int) -> None:
         del array
         found = pb.PushRequest.FromString(writing.finish())
         assert found.gradient == b"\7" * size_bytes
-        assert len(found.padding) < frame.LINE_BYTES
+        assert len(found.padding) <= frame.LINE_BYTES
 
 
 def test_the_message_is_not_copied_once_it_is_made() -> None:
