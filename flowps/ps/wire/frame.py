@@ -20,6 +20,7 @@ ARRAY_FIELD, PADDING_FIELD = 15, 14  # of every message here that has a large ar
 _DELIMITED = 2  # protobuf's wire types; see protobuf.dev/programming-guides/encoding
 _FIXED = {1: 8, 5: 4}
 LINE_BYTES = 64  # a cache line
+_ALIGNMENT = 16  # of the array
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize  # of NULL and a length: bytes of any content
 _new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
 
@@ -34,10 +35,10 @@ class Writing:
         # any other way to one zeroes or copies some megabytes.
         self._data: bytes = _new_bytes(None, len(head) + len(tag) + size_bytes + 2 * 2 + LINE_BYTES)
         self._space = np.asarray(_Lent(np.frombuffer(self._data, np.uint8)))
-        # Padding before the array, so that it starts on a cache line (the pool kernels then write past the caches), and the rest of
-        # it behind; a padding's own tag and length take two bytes.
+        # Padding before the array, so that it is aligned but does not start on a cache line: the pool kernels would write past the
+        # caches, and gRPC reads it next. The rest of the padding comes behind; its own tag and length take two bytes.
         before = len(head) + 2 + len(tag)
-        fill = -(self._space.ctypes.data + before) % LINE_BYTES
+        fill = (_ALIGNMENT - self._space.ctypes.data - before) % LINE_BYTES
         self._start, self._size_bytes = before + fill, size_bytes
         begin = b"".join([head, _padding(fill), tag])
         end = _padding(LINE_BYTES - fill)

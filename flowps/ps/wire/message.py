@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from flowps.batch import Float32, Int32
 from flowps.errors import DataError
+from flowps.ps.kernels import half as half_kernels
+from flowps.ps.memory import aligned_empty
 from flowps.ps.parcel import Lines, Parcel
 from flowps.ps.wire import flowps_pb2 as pb
 from flowps.ps.wire import frame
@@ -72,15 +74,16 @@ def read_parcel(request: pb.LookupRequest, signs: memoryview, num_slots: int) ->
 
 def write_reply(look_up: Callable[[Float32 | None], Float32], shape: tuple[int, int], half: bool) -> bytes:
     """A LookupReply of what `look_up` writes into the array it is given, float32 `shape`, or returns where it is given none."""
-    if half or not _IS_LITTLE:
-        array, scale = _narrowed(look_up(None)) if half else (_little(look_up(None)), 1.0)
-        return frame.write(pb.LookupReply(scale=scale), [array])
+    if half:
+        return _write_half(pb.LookupReply(), look_up(None))
+    if not _IS_LITTLE:
+        return frame.write(pb.LookupReply(scale=1.0), [_little(look_up(None))])
     writing = frame.Writing(pb.LookupReply(scale=1.0), shape[0] * shape[1] * 4)
     look_up(writing.array(np.float32, shape))
     return writing.finish()
 
 
-def is_half(floats: int) -> bool:
+def wants_half(floats: int) -> bool:
     """Whether a request speaks of float16. Raises DataError for what only a later version may know."""
     if floats not in (pb.FLOAT32, pb.FLOAT16):
         raise DataError(f"floats: found {floats}, expected 0 (float32) or 1 (float16)")
@@ -99,9 +102,10 @@ def write_push(run: str, batch_id: int, gradient: Lines, rate_scale: float, half
         head=pb.Head(protocol=PROTOCOL, run=run), batch=batch_id, size=gradient.size, scale=1.0, rate_scale=rate_scale,
         floats=pb.FLOAT16 if half else pb.FLOAT32,
     )  # fmt: skip
-    if half or not _IS_LITTLE:
-        array, request.scale = _narrowed(gradient.array()) if half else (_little(gradient.array()), 1.0)
-        return frame.write(request, [array])
+    if half:
+        return _write_half(request, gradient.array())
+    if not _IS_LITTLE:
+        return frame.write(request, [_little(gradient.array())])
     writing = frame.Writing(request, gradient.size * gradient.width * 4)
     gradient.write_to(writing.array(np.float32, (gradient.size, gradient.width)))
     return writing.finish()
@@ -111,22 +115,32 @@ def read_gradient(request: pb.PushRequest, array: memoryview, width: int) -> Flo
     """The gradient of a PushRequest, float32 [size, width]; a view of the message unless it came as float16."""
     if not 0 <= request.rate_scale <= _MOST_RATE_SCALE:
         raise DataError(f"rate_scale: found {request.rate_scale}, expected a number from 0 to {_MOST_RATE_SCALE:g}")
-    return _widened(array, (request.size, width), is_half(request.floats), request.scale, "gradient")
+    return _widened(array, (request.size, width), wants_half(request.floats), request.scale, "gradient")
 
 
-def _narrowed(values: Float32) -> tuple[NDArray[np.float16], float]:
-    """As float16, scaled by a power of two so that the largest is near the end of its range: gradients are tiny.
+def _write_half(message: Any, values: Float32) -> bytes:
+    """`message` with `values` as float16, scaled by a power of two so that the largest is near the end of its range.
 
-    NaN and infinity stay what they are: the shard refuses their rows and says so.
+    Gradients are tiny: unscaled, most would be 0. NaN and infinity stay what they are: the shard refuses their rows and says so.
     """
-    largest = float(np.abs(values).max(initial=0.0))
-    if not np.isfinite(largest):
-        finite = np.abs(values[np.isfinite(values)])
-        largest = float(finite.max(initial=0.0))
-    scale = 2.0 ** np.floor(np.log2(_MAX_HALF / largest)) if largest > 0 else 1.0
-    scale = float(np.clip(scale, _LEAST_SCALE, _MOST_SCALE))
-    with np.errstate(invalid="ignore"):  # NaN is for the shard to find
-        return (values * np.float32(scale)).astype("<f2"), scale
+    flat = np.ascontiguousarray(values).reshape(-1)
+    bits = half_kernels.largest(flat.view(np.int32))
+    sound = bits < half_kernels.INFINITE
+    most = float(np.array(bits, np.int32).view(np.float32)) if sound else _largest_finite(flat)
+    scale = float(np.clip(2.0 ** np.floor(np.log2(_MAX_HALF / most)), _LEAST_SCALE, _MOST_SCALE)) if most > 0 else 1.0
+    message.scale = scale
+    writing = frame.Writing(message, flat.size * 2)
+    out = writing.array(np.int16, (flat.size,))
+    if sound and _IS_LITTLE:
+        half_kernels.narrow(flat, np.float32(scale), out)
+    else:
+        with np.errstate(invalid="ignore"):
+            out[:] = (flat * np.float32(scale)).astype("<f2").view("<i2")
+    return writing.finish()
+
+
+def _largest_finite(values: Float32) -> float:
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
 def _widened(array: memoryview, shape: tuple[int, int], half: bool, scale: float, what: str) -> Float32:
@@ -135,9 +149,9 @@ def _widened(array: memoryview, shape: tuple[int, int], half: bool, scale: float
         return found
     if not _LEAST_SCALE <= scale <= _MOST_SCALE:
         raise DataError(f"scale of {what}: found {scale}, expected a number from 2^-126 to 2^126")
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are for the shard to find
-        widened: Float32 = frame.array_of(array, np.float16, shape, what).astype(np.float32)
-        widened *= np.float32(1 / scale)
+    narrow = frame.array_of(array, np.float16, shape, what).view(np.int16)
+    widened = aligned_empty(shape)
+    half_kernels.widen(narrow.reshape(-1), np.float32(1 / scale), widened.reshape(-1))
     return widened
 
 

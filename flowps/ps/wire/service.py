@@ -141,7 +141,7 @@ class _Calls:
         signs = message.parse(data, request)
         self._check(request.head)
         self._check_size(request.size)
-        half = message.is_half(request.floats)
+        half = message.wants_half(request.floats)
 
         def work() -> bytes:
             parcel = message.read_parcel(request, signs, len(self._served.slots))
