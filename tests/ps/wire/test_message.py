@@ -123,7 +123,7 @@ def test_an_answer_is_written_where_it_is_sent_from() -> None:
         return out
 
     data = message.write_reply(look_up, (2, 3), half=False)
-    assert given == [(0, True)]
+    assert given == [(16, True)]
     reply = pb.LookupReply.FromString(data)
     assert reply.embeddings == values.astype("<f4").tobytes()
     np.testing.assert_array_equal(message.read_reply(data, 2, 3, half=False), values)
