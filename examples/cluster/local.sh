@@ -42,13 +42,13 @@ start() { # NAME COMMAND...: in a session of its own, so that Ctrl-C reaches the
 }
 
 worker() { # NAME RESOURCES THREADS; --memory-limit 0: docs/cluster.md says why
-    start "$1" distributed.cli.dask_worker --scheduler-file "$scheduler" --host 127.0.0.1 --name "$1" --resources "$2" \
+    start "$1" dask worker --scheduler-file "$scheduler" --host 127.0.0.1 --name "$1" --resources "$2" \
         --nthreads "$3" --memory-limit 0 --no-nanny --no-dashboard --local-directory "$logs"
 }
 
 "$python" -m flowps.synthetic "$data" ${ROWS:+--rows "$ROWS" --test-rows "$((ROWS / 10 + 1))"}
 
-start scheduler distributed.cli.dask_scheduler --host 127.0.0.1 --port 0 --dashboard-address 127.0.0.1:0 --scheduler-file "$scheduler"
+start scheduler dask scheduler --host 127.0.0.1 --port 0 --dashboard-address 127.0.0.1:0 --scheduler-file "$scheduler"
 worker hub "HUB=$hubs" "$hubs"
 for ((k = 0; k < shards; k++)); do
     worker "ps-$k" PS=1 1

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
@@ -99,13 +99,17 @@ KNOBS = (
 )
 
 
-class Command:
-    """`python -m ARGUMENTS`, running in a process group of its own, on another host if `netns` names its network namespace."""
+PYTHON = (sys.executable, "-m")
 
-    def __init__(self, *arguments: object, cwd: Path, netns: str = "") -> None:
-        within = ["ip", "netns", "exec", netns] if netns else []
+
+class Command:
+    """A command that runs, in a process group of its own, and on another host if `netns` names its network namespace."""
+
+    def __init__(self, *words: object, cwd: Path, netns: str = "", environment: Mapping[str, object] | None = None) -> None:
+        within = ("ip", "netns", "exec", netns) if netns else ()
+        more = {name: str(value) for name, value in (environment or {}).items()}
         self._process = subprocess.Popen(
-            [*within, sys.executable, "-m", *map(str, arguments)], cwd=cwd, text=True, start_new_session=True,
+            [str(word) for word in (*within, *words)], cwd=cwd, env=os.environ | more, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.pid = self._process.pid
@@ -168,7 +172,7 @@ class Command:
         """End it with all it has started, politely where it listens."""
         self.ask_to_end()
         try:
-            self.end(timeout_s=10)
+            self.end(timeout_s=5)
         except (TimeoutError, subprocess.TimeoutExpired):
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -202,31 +206,35 @@ class DaskCluster:
         self._folder, self._host = folder, host
         self._commands: list[Command] = []
         self.file = folder / "scheduler.json"
-        scheduler = self._start(
-            "distributed.cli.dask_scheduler", "--port", 0, "--dashboard-address", "127.0.0.1:0", "--no-dashboard",
+        self.scheduler = self._start(
+            "scheduler", "--port", 0, "--dashboard-address", "127.0.0.1:0", "--no-dashboard",
             "--scheduler-file", self.file, netns=netns,
         )  # fmt: skip
-        self.address = scheduler.wait_for(r"Scheduler at:\s+(\S+)")[1]
-        self.dashboard = scheduler.wait_for(r"dashboard at:\s+http://(\S+)/status")[1]
+        try:
+            self.address = self.scheduler.wait_for(r"Scheduler at:\s+(\S+)")[1]
+            self.dashboard = self.scheduler.wait_for(r"dashboard at:\s+http://(\S+)/status")[1]
+        except BaseException:
+            self.close()
+            raise
 
     def add(self, name: str, resources: str, *options: object, netns: str = "") -> Command:
         """Start a worker; `joined` waits for it."""
         declared = ("--resources", resources) if resources else ()
         return self._start(
-            "distributed.cli.dask_worker", self.address, "--no-nanny", "--no-dashboard", "--nthreads", 2, "--name", name, *declared,
+            "worker", self.address, "--no-nanny", "--no-dashboard", "--nthreads", 2, "--name", name, *declared,
             "--local-directory", self._folder / "scratch", *options, netns=netns,
         )  # fmt: skip
 
     def close(self) -> None:
         """End the workers, all at once, and then the scheduler: Dask hangs now and then when both are told at the same time."""
-        scheduler, *workers = self._commands
+        workers = [command for command in self._commands if command is not self.scheduler]
         for worker in workers:
             worker.ask_to_end()
-        for command in (*workers, scheduler):
+        for command in (*workers, self.scheduler):
             command.close()
 
-    def _start(self, module: str, *arguments: object, netns: str) -> Command:
-        command = Command(module, *self._host, *arguments, cwd=self._folder, netns=netns)
+    def _start(self, role: str, *options: object, netns: str) -> Command:
+        command = Command(*PYTHON, "dask", role, *self._host, *options, cwd=self._folder, netns=netns)
         self._commands.append(command)
         return command
 
@@ -237,10 +245,13 @@ def joined(*workers: Command) -> None:
         worker.wait_for("Registered to:")
 
 
-def train_command(samples: Path, run_dir: Path, *knobs: object, netns: str = "") -> Command:
+def train_command(
+    samples: Path, run_dir: Path, *knobs: object, netns: str = "", environment: Mapping[str, object] | None = None
+) -> Command:
     """`python -m flowps.train` on `samples`, started."""
     files = ("--data.train", samples / "train.parquet", "--data.test", samples / "test.parquet")
-    return Command("flowps.train", *files, *KNOBS, "--run_dir", run_dir, *knobs, cwd=run_dir.parent, netns=netns)
+    words = (*PYTHON, "flowps.train", *files, *KNOBS, "--run_dir", run_dir, *knobs)
+    return Command(*words, cwd=run_dir.parent, netns=netns, environment=environment)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The embedded cluster: where its dashboard is, and what is refused."""
+"""The embedded cluster: where its dashboard is, and what is refused; and waiting for workers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 
+import distributed
 import pytest
 
-from flowps.cluster.launch import launch
+from flowps.cluster.launch import gather_workers, launch
 from flowps.config import Config
-from flowps.errors import ConfigError
+from flowps.errors import ConfigError, MissingWorkersError, StoppedError
 
 
 @pytest.mark.parametrize("address", ["here", "127.0.0.1", "127.0.0.1:http", ":"])
@@ -61,3 +62,59 @@ def test_without_a_dashboard_there_is_no_address(make_config: Callable[..., Conf
     with launch(make_config()) as (client, dashboard):
         assert dashboard == ""
         assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_several_trainers_in_one_process_are_refused(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError) as refusal, launch(make_config(("trainer.count", 2))):
+        pass
+    assert str(refusal.value) == (
+        "trainer.count = 2 in one process: each trainer needs a process of its own; give --cluster.mode processes, or a cluster "
+        "(--cluster.scheduler)"
+    )
+
+
+# --- waiting for workers ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty() -> Iterator[distributed.LocalCluster]:
+    """A cluster that has no workers yet."""
+    with distributed.LocalCluster(
+        n_workers=0, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0",
+        worker_dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
+    ) as cluster:  # fmt: skip
+        yield cluster
+
+
+def test_a_worker_that_joins_later_is_waited_for(make_config: Callable[..., Config], empty: distributed.LocalCluster) -> None:
+    config, said = make_config(("cluster.scheduler", "there"), ("ps.num_shards", 2)), []
+
+    def say(line: str) -> None:
+        said.append(line)
+        empty.scale(1)
+
+    with distributed.Client(empty) as client:
+        found = gather_workers(client, config, say, lambda: False)
+    assert [offer.name for offer in (*found.trainers, *found.shards)] == ["0", "0", "0"]
+    (line,) = said  # once
+    assert line.startswith("waiting up to 60 s for workers: the cluster has no workers: start some, as in dask worker SCHEDULER ")
+
+
+def test_waiting_for_workers_has_an_end(make_config: Callable[..., Config], empty: distributed.LocalCluster) -> None:
+    config, said = make_config(("cluster.scheduler", "there"), ("cluster.wait_s", 0.1)), []
+    with distributed.Client(empty) as client, pytest.raises(MissingWorkersError, match="the cluster has no workers"):
+        gather_workers(client, config, said.append, lambda: False)
+    assert len(said) == 1
+
+
+def test_waiting_for_workers_can_be_stopped(make_config: Callable[..., Config], empty: distributed.LocalCluster) -> None:
+    config = make_config(("cluster.scheduler", "there"))
+    with distributed.Client(empty) as client, pytest.raises(StoppedError) as stop:
+        gather_workers(client, config, lambda line: None, lambda: True)
+    assert str(stop.value) == "stopped by a signal while waiting for workers; nothing was trained"
+    assert stop.value.exit_code == 130
+
+
+def test_a_cluster_of_ones_own_is_not_waited_for(make_config: Callable[..., Config], empty: distributed.LocalCluster) -> None:
+    with distributed.Client(empty) as client, pytest.raises(MissingWorkersError):
+        gather_workers(client, make_config(), pytest.fail, lambda: False)

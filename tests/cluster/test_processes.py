@@ -6,7 +6,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ PROCESSES = ("--cluster.mode", "processes", "--cluster.dashboard", "")
 
 
 class Start(Protocol):
-    def __call__(self, run_dir: Path, *knobs: object) -> Command: ...
+    def __call__(self, run_dir: Path, *knobs: object, environment: Mapping[str, object] | None = None) -> Command: ...
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def start(samples: Path) -> Iterator[Start]:
     """Start a run in processes; nothing of it is left at the end of the test."""
     with ExitStack() as opened:
 
-        def start(run_dir: Path, *knobs: object) -> Command:
-            command = train_command(samples, run_dir, *PROCESSES, *knobs)
+        def start(run_dir: Path, *knobs: object, environment: Mapping[str, object] | None = None) -> Command:
+            command = train_command(samples, run_dir, *PROCESSES, *knobs, environment=environment)
             opened.callback(command.close)
             return command
 
@@ -79,8 +79,9 @@ def test_ctrl_c_stops_after_the_step_and_leaves_nothing_but_what_was_trained(sta
 
 @pytest.mark.xfail(strict=True, reason="workers die of the SIGINT before they ignore it: 'Nanny failed to start', status 2")
 def test_ctrl_c_while_the_processes_start_is_no_error_of_theirs(start: Start, tmp_path: Path) -> None:
-    command = start(tmp_path / "run")
-    command.wait_for("^flowps ")
+    (tmp_path / "preload.py").write_text("print('a worker starts', flush=True)")
+    command = start(tmp_path / "run", environment={"DASK_DISTRIBUTED__WORKER__PRELOAD": [str(tmp_path / "preload.py")]})
+    command.wait_for("a worker starts")
     command.signal(signal.SIGINT, group=True)
     said = command.refuse(status=130)
     assert "stopped by a signal" in said

@@ -411,9 +411,9 @@ class Member:
     @property
     def is_idle(self) -> bool:
         """Whether it is there, and all of its calls have ended, or do so now that they are asked to."""
-        self.go_on.set()
-        if not self._process.is_alive():
+        if not self._process.is_alive():  # nobody may touch an event that somebody waited for who was killed
             return False
+        self.go_on.set()
         if self._unanswered:
             self.start(abort)
         with suppress(TimeoutError):
