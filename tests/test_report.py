@@ -41,7 +41,7 @@ def test_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert "shards: predicted → measured share in %" in said
     line = next(line for line in said.splitlines() if "ps-0" in line)
     assert "2: user, item (1/2)" in line
-    assert "40.0 → 41.0" in line
+    assert "40.0→41.0" in line
     assert "busiest shard: 1.10× the mean predicted, 1.10× the mean measured (load measured on the first 100 examples)" in said
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from flowps.cluster.run_dir import read_placement
@@ -45,5 +44,6 @@ def forecast(config: Config, schema: Schema, first: Partition, spec: ReadSpec) -
                 f"ps.load_from: {folder} has no measured load of these slots ({why}); name the directory of a finished run on the "
                 "same columns, or leave it out to measure the first partition"
             )
-    batches = read_partition(first, spec, 0, 0).batches
-    return Forecast(tuple(measure(islice(batches, _MOST_BATCHES))), f"measured on the first {first.num_rows:,} examples")
+    batches = read_partition(first, spec, 0, 0).batches[:_MOST_BATCHES]
+    samples = sum(batch.size for batch in batches)
+    return Forecast(tuple(measure(batches)), f"measured on the first {samples:,} examples")

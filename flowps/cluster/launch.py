@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import dask
@@ -29,6 +32,7 @@ _LOCAL = {
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": MMAP_BYTES,
 }
 _LOOPBACK = "127.0.0.1"
+_HANDSHAKE_S = 1.0  # after the connection
 _POLL_S = 0.5  # between two looks at who has joined
 
 
@@ -59,14 +63,13 @@ def launch(config: Config) -> Iterator[tuple[distributed.Client, str]]:
         # A second run beside the first takes any free port and prints it.
         warnings.filterwarnings("ignore", message="Port .* is already in use", category=UserWarning)
         try:
-            cluster = start(config, address or f"{_LOOPBACK}:0")
+            with _interrupts_held():
+                cluster = start(config, address or f"{_LOOPBACK}:0")
         except (OSError, RuntimeError) as error:
             raise ConfigError(
                 f"cluster.dashboard: the {config.cluster.mode} cluster cannot start on {address!r}: {error}"
             ) from None
         with cluster, distributed.Client(cluster) as client:
-            if config.cluster.mode == "processes":
-                client.run(_ignore_interrupts)
             yield client, _dashboard(cluster, address)
 
 
@@ -97,9 +100,18 @@ def hub_threads(config: Config) -> int:
     return config.cluster.threads or int(CPU_COUNT)
 
 
-def _ignore_interrupts() -> None:
-    """Runs on a worker: Ctrl-C reaches the whole process group, and only the command decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start threads and processes that never see Ctrl-C, which reaches the whole group: only the command decides what it means.
+
+    They inherit what this thread holds back; one that comes meanwhile is seen after.
+    """
+    resource_tracker.ensure_running()  # starting it, Python lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _embedded(config: Config, dashboard: str) -> distributed.LocalCluster:
@@ -139,15 +151,29 @@ def _connected(config: Config) -> Iterator[distributed.Client]:
     if "://" not in address and address.endswith(".json"):
         address = _address_in(Path(address))
     try:
-        client = distributed.Client(address, timeout=timeout_s, name="flowps")
-    except (OSError, TimeoutError, ValueError) as error:
-        said = f": {error}" if isinstance(error, ValueError) else ""
+        client = _client(address, timeout_s)
+    except (OSError, TimeoutError, ValueError, TypeError, MemoryError) as error:
+        said = f": {error}" if isinstance(error, ValueError | TypeError) else ""
         raise ClusterError(
             f"cluster.scheduler: no Dask scheduler answers at {address} within {timeout_s:g} s{said}; is it running, and can this "
             "machine reach it? (dask scheduler prints its address; --cluster.connect_timeout_s waits longer)"
         ) from None
     with client, _quiet("worker"):
         yield client
+
+
+def _client(address: str, timeout_s: float) -> distributed.Client:
+    """A connected client. Raises TimeoutError after `timeout_s`, also where somebody answers who is no scheduler: Dask waits on."""
+    found: Future[distributed.Client] = Future()
+
+    def connect() -> None:
+        try:
+            found.set_result(distributed.Client(address, timeout=timeout_s, name="flowps"))
+        except BaseException as error:  # handed over whole
+            found.set_exception(error)
+
+    threading.Thread(target=connect, name="flowps-connect", daemon=True).start()
+    return found.result(timeout_s + _HANDSHAKE_S)
 
 
 def _address_in(path: Path) -> str:

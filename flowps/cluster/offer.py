@@ -48,12 +48,12 @@ class Offer:
     resources: Mapping[str, float] = field(default_factory=dict)
 
 
-def workers_now(client: distributed.Client) -> dict[str, dict[str, Any]]:
+def workers_now(client: distributed.Client, timeout_s: float | None = None) -> dict[str, dict[str, Any]]:
     """What the scheduler knows of each worker, by address.
 
     `Client.scheduler_info` answers from a copy that the client itself refreshes every two seconds, without workers.
     """
-    found: dict[str, dict[str, Any]] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    found: dict[str, dict[str, Any]] = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=timeout_s)["workers"]
     return found
 
 

@@ -6,7 +6,7 @@ import queue
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +116,7 @@ class _Roles:
 
     def __init__(self, client: distributed.Client, plan: Plan, run_id: str) -> None:
         self._client, self._plan, self._run_id = client, plan, run_id
+        self._address = client.scheduler.address
         self._shards: list[Any] = []
         self.trainers: list[distributed.Future] = []
         self._handout: Any = None
@@ -159,7 +160,9 @@ class _Roles:
 
     def check(self) -> None:
         """Raise ClusterError when a worker that holds a shard or a trainer has gone."""
-        there = workers_now(self._client)
+        there = self._there()
+        if not there:
+            raise ClusterError(f"the scheduler at {self._address} does not answer any more, or has lost all its workers")
         for what, offers in (("shard", self._plan.assignment.shards), ("trainer", self._plan.assignment.trainers)):
             for k, offer in enumerate(offers):
                 if offer.address not in there:
@@ -170,19 +173,29 @@ class _Roles:
 
     def request_stop(self, failed: bool = False) -> None:
         """Ask all trainers to stop after their step; if a role has `failed`, without waiting for each other."""
-        there = workers_now(self._client)
+        there = self._there()
         workers = [offer.address for offer in self._plan.assignment.trainers if offer.address in there]
         if workers:
             self._client.run(request_stop, self._run_id, failed, workers=workers)
 
+    def _there(self) -> Collection[str]:
+        """The workers that the scheduler still has; none, where it does not answer."""
+        try:
+            return workers_now(self._client, timeout_s=_STOP_S)
+        except (OSError, TimeoutError, RuntimeError):  # Dask's errors of a connection that is lost, or was given up
+            return ()
+
     def raise_first(self) -> None:
         """Raise the error of the trainer that has failed by itself, not because of another."""
+        self.check()
         errors = [trainer.exception() for trainer in self.trainers if trainer.status == "error"]
         raise next((e for e in errors if not isinstance(e, StoppedError | ClusterError)), errors[0] if errors else _CANCELLED)
 
     def stop(self) -> None:
         """End trainers that still run, because something else has failed: nothing may be taken from under them."""
-        running = [trainer for trainer in self.trainers if not trainer.done()]
+        there = self._there()
+        trainers = zip(self.trainers, self._plan.assignment.trainers, strict=False)
+        running = [trainer for trainer, offer in trainers if not trainer.done() and offer.address in there]
         if running:
             for shard in self._shards:
                 with suppress(Exception):  # it may be what has failed
@@ -220,8 +233,9 @@ def _rescue(roles: _Roles, run_dir: RunDir, model_failed: bool) -> str:
         return ""
     try:
         rows = sum(_export(roles, run_dir).values())
-    except FlowpsError as error:
-        return f"of what was trained before only the dense model is in {run_dir.path}: {error}" if has_model else ""
+    except Exception as error:  # a shard may be what has failed; the error that ended the run is the one to raise
+        why = f": {error}" if isinstance(error, RunDirError) else ""
+        return f"of what was trained before only the dense model is in {run_dir.path}{why}" if has_model else ""
     if not rows and not has_model:
         return ""
     return f"what was trained before, {rows:,} rows {'and the' if has_model else 'without the'} dense model, is in {run_dir.path}"

@@ -48,11 +48,11 @@ def shard_table(report: PlacementReport, width: int) -> Table:
     """
     has_measured = any(shard.measured for shard in report.shards)
     what = "predicted → measured" if has_measured else "predicted"
-    table = Table("shard", "worker", "slots", *(Column(of, justify="right") for of in _SHARES),
+    table = Table("", "worker", "slots", *(Column(of, justify="right") for of in _SHARES),
                   title=f"shards: {what} share in %", title_justify="left")  # fmt: skip
     shares = [[_share(shard, of) for of in _SHARES] for shard in report.shards]
     wide = [max(len(head), *(len(cell) for cell in cells)) for head, cells in zip(_SHARES, zip(*shares, strict=True), strict=True)]
-    taken = sum(wide) + max(len("worker"), *(len(shard.worker) for shard in report.shards)) + len("shard")
+    taken = sum(wide) + max(len("worker"), *(len(shard.worker) for shard in report.shards)) + len(str(len(shares)))
     room = max(_LEAST_NAMES, width - taken - _FRAME)
     for k, shard in enumerate(report.shards):
         names = f"{len(shard.slots)}: {', '.join(shard.slots)}" if shard.slots else "none"
@@ -72,4 +72,4 @@ def balance(report: PlacementReport) -> str:
 
 def _share(shard: ShardReport, of: str) -> str:
     found = [f"{100 * getattr(load, of):.1f}" for load in (shard.predicted, shard.measured) if load is not None]
-    return " → ".join(found)
+    return "→".join(found)

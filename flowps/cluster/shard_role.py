@@ -63,9 +63,12 @@ class ShardActor:
         cluster, port = self._plan.config.cluster, self._plan.config.ps.port
         served = Served(self._run_id, self._number, signature(self._plan, self._number), cluster.max_message_mib << 20)
         host = self._plan.assignment.shards[self._number].host
-        self._server = ShardServer(
-            self._endpoint, served, security_of(self._plan.config, token), host, port and port + self._number, self._in_flight
-        )
+        try:
+            self._server = ShardServer(
+                self._endpoint, served, security_of(self._plan.config, token), host, port and port + self._number, self._in_flight
+            )
+        except FlowpsError as error:
+            raise alone(error) from None
         if self._plan.assignment.has_process(self._number):
             self._served_at_s = time.process_time()
         return self._server.address
@@ -111,6 +114,12 @@ class ShardActor:
             self._shard.close()
         self._shard = self._server = None
         _shards.pop((self._run_id, self._number), None)
+
+
+def alone(error: Exception) -> Exception:
+    """The error without those that it came of: Dask sends them along, and some, like gRPC's, cannot be sent."""
+    error.__cause__ = error.__context__ = None
+    return error
 
 
 def _slot(plan: Plan, piece: Piece) -> Slot:

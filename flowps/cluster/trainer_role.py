@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import distributed
 
 from flowps.cluster.plan import Plan
-from flowps.cluster.shard_role import security_of, shard_here, signature
+from flowps.cluster.shard_role import alone, security_of, shard_here, signature
 from flowps.errors import FlowpsError, RunDirError
 from flowps.hub.partition import Partition, epoch_order
 from flowps.hub.stream import HubStream
@@ -98,8 +98,8 @@ def train(task: TrainerTask, plan: Plan) -> Trained:
     """Train, evaluate, save the dense model. Trainer 0 speaks for all: its events go to the Dask topic `run_id`."""
     try:
         return _train(task, plan)
-    except Exception:
-        raise
+    except Exception as error:
+        raise alone(error) from None
     except BaseException as error:  # it would take the Dask worker down, and nobody would hear of it
         raise FlowpsError(f"the trainer was ended by {type(error).__name__}: {error}; does your model call sys.exit?") from error
 

@@ -95,7 +95,14 @@ class PsClient:
 
     def forget(self, batch_id: int) -> None:
         """There will be no push of this batch. All shards are told, whatever one of them raises."""
-        self._team.run(lambda n: self._paths[n].forget(batch_id), len(self._paths))
+        errors: list[Exception] = []
+        for path in self._paths:  # not by the team: its threads may wait for what this ends
+            try:
+                path.forget(batch_id)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def close(self) -> None:
         """End the client's threads."""

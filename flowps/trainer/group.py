@@ -32,6 +32,7 @@ from flowps.errors import ClusterError, StoppedError
 _JOB = "trainer"
 _NO_PROXY = "no_grpc_proxy"
 _GROUP = 1
+_STOPPED = "the run was stopped because of another role's error"
 _has_joined = False  # whether this process has been in a group: TensorFlow keeps what it was told then
 
 
@@ -65,7 +66,7 @@ class Group:
     def join(self) -> None:
         """Meet the others; before the first variable of this run. Raises ClusterError where this trainer's port cannot be had."""
         # gRPC inside TensorFlow obeys http_proxy, and would look for the others there.
-        hosts = sorted({address.rpartition(":")[0] for address in self._addresses})
+        hosts = sorted({address.rpartition(":")[0].strip("[]") for address in self._addresses})
         known = os.environ.get(_NO_PROXY) or os.environ.get("no_proxy")
         os.environ[_NO_PROXY] = ",".join(filter(None, [known, *hosts]))
         ours = context.context()
@@ -103,12 +104,14 @@ class Group:
 
     def guarded(self, collective: Any, *arguments: Any) -> Any:
         """Call `collective`. Raises StoppedError when it was aborted, ClusterError when another trainer is lost or too late."""
+        if self._aborted:  # before this process has met the others: TensorFlow has forgotten it since
+            raise StoppedError(_STOPPED)
         try:
             return collective(*arguments)
         except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.CancelledError,
                 tf.errors.InternalError) as error:  # fmt: skip
             if self._aborted:
-                raise StoppedError("the run was stopped because of another role's error") from None
+                raise StoppedError(_STOPPED) from None
             late = isinstance(error, tf.errors.DeadlineExceededError)
             raise ClusterError(
                 f"trainer {self.number}: another trainer {f'did not come within {self._timeout_s:g} s' if late else 'was lost'}: "

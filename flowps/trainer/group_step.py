@@ -7,17 +7,19 @@ labels and logits, so that every trainer knows the quality of the whole step. Ca
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from flowps.batch import Batch, Float32
 from flowps.trainer.group import Group
 from flowps.trainer.step import Step
 
-_STEP_KEY, STATE_KEY, METRICS_KEY = 1, 2, 3  # of collectives
+_STEP_KEY, _WEIGHTS_KEY, _STATE_KEY, METRICS_KEY = 1, 2, 3, 4  # of collectives, each of one shape
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,14 @@ class GroupStep(Step):
         self._group, self._batch_size = group, batch_size
         super().__init__(*of_step, **more)
         self._sizes = [int(np.prod(variable.shape)) for variable in self._variables]
-        self._length = sum(self._sizes) + 2 + group.size * (1 + 2 * batch_size)
+        self._length = sum(self._sizes) + 3 + group.size * (1 + 2 * batch_size)
         self._local = tf.function(self._local_step, input_signature=self._signature, jit_compile=self._jit_compile)
         self._sum = tf.function(
             lambda flat: group.sum(flat, _STEP_KEY), input_signature=[tf.TensorSpec((self._length,), tf.float32)]
         )
         self._apply = tf.function(self._apply_step, input_signature=[tf.TensorSpec((self._length,), tf.float32)])
         self._scaled = tf.function(
-            lambda gradient, samples: gradient / samples / self._loss_scale(),
+            lambda gradient, weight: gradient / weight / self._loss_scale(),
             input_signature=[self._signature[0], tf.TensorSpec((), tf.float32)],
         )
 
@@ -67,7 +69,7 @@ class GroupStep(Step):
         head[0] = stop
         rest = np.zeros((2, group.size, most), np.float32)
         if batch is None:
-            gradient, flat = None, tf.zeros(sum(self._sizes) + 1)
+            gradient, flat = None, tf.zeros(sum(self._sizes) + 2)
         else:
             head[1 + group.number] = batch.size
             flat, gradient, logits = self._called(self._local, batch, *inputs)
@@ -75,40 +77,52 @@ class GroupStep(Step):
             rest[1, group.number, : batch.size] = logits.numpy()
         summed = group.guarded(self._sum, tf.concat([flat, head, rest.reshape(-1)], 0))
         tail = summed.numpy()[sum(self._sizes) :]
-        sizes = np.rint(tail[2 : 2 + group.size]).astype(np.int64)
+        sizes = np.rint(tail[3 : 3 + group.size]).astype(np.int64)
         samples = int(sizes.sum())
         if not samples:
             return None
-        labels, logits = tail[2 + group.size :].reshape(2, group.size, most)
+        labels, logits = tail[3 + group.size :].reshape(2, group.size, most)
         took = [np.concatenate([of[k, :n] for k, n in enumerate(sizes)]) for of in (labels, logits)]
         if gradient is not None:
-            gradient = self._scaled(gradient, float(samples))
-        finite = bool(self._apply(summed)) and bool(np.isfinite(tail).all())
-        loss = self._judge(float(tail[0]) / samples, finite)
+            gradient = self._scaled(gradient, samples / most)
+        finite = bool(self._apply(summed)) and not tail[1]
+        loss = self._judge(float(tail[0]) * most / samples, finite)
         if gradient is not None and not finite:
             gradient = tf.zeros_like(gradient)
-        return Joint(loss, took[0], took[1], gradient, bool(tail[1] > 0))
+        return Joint(loss, took[0], took[1], gradient, bool(tail[2] > 0))
+
+    def share_weights(self) -> None:
+        """Begin with trainer 0's weights everywhere, whatever a model has drawn for itself."""
+        first = self._group.number == 0
+        self._share(self.model.variables, lambda flat: self._group.add(flat if first else np.zeros_like(flat), _WEIGHTS_KEY))
 
     def share_state(self) -> None:
         """Give every trainer the mean of what layers have learned beside weights, as batch normalisation does."""
-        state = [v for v in self.model.non_trainable_variables if v.dtype.startswith("float")]
-        if not state:
+        self._share(self.model.non_trainable_variables, lambda flat: self._group.add(flat, _STATE_KEY) / self._group.size)
+
+    @staticmethod
+    def _share(variables: Sequence[Any], agreed: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
+        floats = [v for v in variables if v.dtype.startswith("float")]
+        if not floats:
             return
-        flat = np.concatenate([np.asarray(v).reshape(-1) for v in state]).astype(np.float64)
-        mean = self._group.add(flat, STATE_KEY) / self._group.size
-        for variable, part in zip(state, np.split(mean, np.cumsum([int(np.prod(v.shape)) for v in state])[:-1]), strict=True):
+        flat = np.concatenate([np.asarray(v).reshape(-1) for v in floats]).astype(np.float64)
+        ends = np.cumsum([int(np.prod(v.shape)) for v in floats])
+        for variable, part in zip(floats, np.split(agreed(flat), ends[:-1]), strict=True):
             variable.assign(part.reshape(variable.shape))
 
     def _local_step(self, embeddings: Any, dense: Any, lengths: Any, labels: Any) -> tuple[Any, Any, Any]:
-        """This trainer's part: sums over its samples, not means."""
-        samples = tf.cast(tf.shape(labels)[0], tf.float32)
-        objective, logits, gradient, gradients = self._gradients(embeddings, dense, lengths, labels, samples)
+        """This trainer's part: means over its samples, weighed by how many of `batch_size` there are."""
+        weight = tf.cast(tf.shape(labels)[0], tf.float32) / self._batch_size
+        objective, logits, gradient, gradients = self._gradients(embeddings, dense, lengths, labels, weight)
         flat = [tf.reshape(tf.cast(of, tf.float32), [-1]) for of in gradients]
-        return tf.concat([*flat, [objective]], 0), gradient, logits
+        # The others do not see the embeddings' gradient, and must know of NaN and infinity in it.
+        unsound = 1.0 - tf.cast(tf.reduce_all(tf.math.is_finite(gradient)), tf.float32)
+        return tf.concat([*flat, [objective, unsound]], 0), gradient, logits
 
     def _apply_step(self, summed: Any) -> Any:
-        samples = tf.reduce_sum(summed[sum(self._sizes) + 2 : sum(self._sizes) + 2 + self._group.size])
-        parts = tf.split(summed[: sum(self._sizes)] / samples, self._sizes) if self._sizes else []
+        first = sum(self._sizes) + 3
+        weight = tf.reduce_sum(summed[first : first + self._group.size]) / self._batch_size
+        parts = tf.split(summed[: sum(self._sizes)] / weight, self._sizes) if self._sizes else []
         gradients = [tf.reshape(part, v.shape) for part, v in zip(parts, self._variables, strict=True)]
         if gradients:
             self._optimizer.apply(gradients, self._variables)

@@ -135,7 +135,7 @@ class Trainer:
         prepare_tensorflow(self._config)
         if group is not None:
             group.join()
-        model = build(self._config.model, self._spec, knobs.precision)
+        model = build(self._config.model, self._spec, knobs.precision, self._config.seed)
         scaling = knobs.precision == "mixed_float16"
         how = (model, self._spec, knobs.optimizer, knobs.learning_rate, knobs.jit_compile, scaling)
         return Step(*how) if group is None else GroupStep(*how, group=group, batch_size=self._config.data.batch_size)
@@ -166,6 +166,8 @@ class Trainer:
         reporter = Reporter(self._around.status, self._around.emit, self._config.status.interval_s, lambda: self._steps)
         test = None
         try:
+            if isinstance(self._step, GroupStep):
+                self._step.share_weights()
             for epoch in range(self._config.epochs):
                 self._train_epoch(epoch)
                 if self._around.stop.is_set():

@@ -103,7 +103,7 @@ def test_a_run_on_several_processes(data: Path, monkeypatch: pytest.MonkeyPatch)
     cpu_s = [cpu for _, cpu, _ in usage.samples]
     assert cpu_s == sorted(cpu_s)
     assert 0 < cpu_s[-1] < usage.cpu_s + 0.1
-    assert max(peak for _, _, peak in usage.samples) > 2 * usage.peak_rss_bytes  # five processes
+    assert max(peak for _, _, peak in usage.samples) > 1.2 * usage.peak_rss_bytes  # of five processes, beside the largest
     assert [line["step"] for line, _, _ in usage.samples if line["type"] == "Interval"] == [10, 20, 30, 40]
 
 

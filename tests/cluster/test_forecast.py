@@ -41,7 +41,6 @@ def test_the_first_partition_is_measured(make_plan: Callable[..., Plan]) -> None
     assert USERS / 100 < load.distinct < 1  # batches of 32, each with users that come twice
 
 
-@pytest.mark.xfail(strict=True, reason="names the partition's rows, of which it has measured 16 batches")
 def test_measuring_takes_a_few_batches_and_says_how_many_examples(make_plan: Callable[..., Plan]) -> None:
     found = make_plan(TWO, ("data.batch_size", 2)).forecast
     assert found is not None

@@ -128,7 +128,6 @@ def test_an_interface_that_a_host_does_not_have(cluster: Cluster, tmp_path: Path
     assert f"Valid network interfaces are: ['lo', '{INTERFACE}']" in said
 
 
-@pytest.mark.xfail(strict=True, reason="the WireError loses its type on the way through Dask: a stack trace")
 def test_an_interface_that_other_hosts_do_not_reach(cluster: Cluster, tmp_path: Path) -> None:
     knobs = ("--cluster.interface", "lo", "--cluster.connect_timeout_s", 2)
     with closing(cluster.train(tmp_path / "run", *knobs)) as command:

@@ -77,7 +77,6 @@ def test_ctrl_c_stops_after_the_step_and_leaves_nothing_but_what_was_trained(sta
     assert (tmp_path / "run" / "model.keras").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="workers die of the SIGINT before they ignore it: 'Nanny failed to start', status 2")
 def test_ctrl_c_while_the_processes_start_is_no_error_of_theirs(start: Start, tmp_path: Path) -> None:
     (tmp_path / "preload.py").write_text("print('a worker starts', flush=True)")
     command = start(tmp_path / "run", environment={"DASK_DISTRIBUTED__WORKER__PRELOAD": [str(tmp_path / "preload.py")]})
@@ -103,7 +102,6 @@ def drawing() -> Iterator[None]:
     thread.join()
 
 
-@pytest.mark.xfail(strict=True, reason="Keras draws the seeds of its initializers from Python's global random numbers")
 @pytest.mark.usefixtures("drawing")
 def test_the_synchronous_mode_is_reproducible_whatever_else_draws_random_numbers(samples: Path, tmp_path: Path) -> None:
     for name in "ab":

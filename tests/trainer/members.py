@@ -6,6 +6,7 @@ groups here are not the first one of their processes.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import threading
@@ -206,6 +207,10 @@ def serving(
             # Whoever still waits goes before the server that it waits in.
             opened.callback(Shards(placement, [], [], list(together)).release)
         yield Shards(placement, addresses, shards, together)
+    gc.collect()
+    for thread in threading.enumerate():  # gRPC tells its pool to end, and does not wait for it
+        if thread.name.startswith("flowps-ps-server"):
+            thread.join(LONG_S)
 
 
 def signature(placement: Placement, shard: int) -> list[tuple[str, int, int, int]]:
@@ -300,7 +305,8 @@ def train(task: Task) -> Outcome:
     group = _here["group"] = Group(task.peers, task.number, task.timeout_s) if task.peers else None
     together = group is not None and task.config.trainer.in_flight == 1
     with ExitStack() as opened:
-        remotes = []
+        remotes: list[RemoteShard] = []
+        _here["remotes"] = remotes
         for k, address in enumerate(task.addresses):
             of_shard = signature(task.placement, k)
             remote = RemoteShard(address, k, RUN, of_shard, PLAIN, max_message_bytes=MAX_BYTES, timeout_s=task.timeout_s)
@@ -338,6 +344,8 @@ def _outcome(trained: Trained, events: Sequence[Event], status: RunStatus, ticke
 def abort() -> None:
     """Free this member's trainer, as the cluster does when another role has failed."""
     stop()
+    for remote in _here.get("remotes", []):
+        remote.close()
     if _here.get("group") is not None:
         _here["group"].abort()
 
@@ -410,16 +418,18 @@ class Member:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is there, and all of its calls have ended, or do so now that they are asked to."""
+        """Whether it is there, and all of its calls have ended, or do so now that they are freed."""
         if not self._process.is_alive():  # nobody may touch an event that somebody waited for who was killed
             return False
         self.go_on.set()
-        if self._unanswered:
-            self.start(abort)
-        with suppress(TimeoutError):
+        try:
+            if self._unanswered:
+                self.start(abort)
             for call in sorted(self._unanswered):
                 with suppress(Exception):
-                    self.result(call, SOON_S)
+                    self.result(call, SOON_S / 4)
+        except OSError:  # it has just ended
+            return False
         self.reached.clear()
         self.go_on.clear()
         return not self._unanswered

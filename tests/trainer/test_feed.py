@@ -425,6 +425,51 @@ def test_close_waits_for_a_lookup_that_runs():
     assert flowps_threads() == []
 
 
+# --- stage: what is done ahead of a step --------------------------------------------------------------------------------
+
+
+def test_feeds_are_staged_by_feed_threads_after_their_checks():
+    staged: list[tuple[str, float, float]] = []
+
+    def stage(batch: Batch, embeddings: Float32) -> str:
+        staged.append((threading.current_thread().name, batch.dense[0, 0], embeddings[0, 0]))
+        return f"inputs of {batch.dense[0, 0]:g}"
+
+    with closing(make_queue(numbered(6), stage=stage)) as feeds:
+        found = drain(feeds)
+    assert [feed.inputs for feed in found] == [f"inputs of {number}" for number in range(6)]
+    assert {name.rpartition("-")[0] for name, _, _ in staged} == {"flowps-feed"}
+    assert sorted((dense, looked_up) for _, dense, looked_up in staged) == [(number, number) for number in range(6)]
+
+
+def test_without_a_stage_there_are_no_inputs():
+    with closing(make_queue(numbered(2))) as feeds:
+        assert [feed.inputs for feed in drain(feeds)] == [None, None]
+
+
+def test_nothing_is_staged_that_does_not_fit():
+    staged: list[Batch] = []
+
+    def stage(batch: Batch, embeddings: Float32) -> None:
+        staged.append(batch)
+
+    for batches, shape in (([GOOD], (3, 3)), ([make_batch(size=3, dense_width=2)], (3, 2))):
+        feeds = make_queue(iter(batches), lambda ticket, batch, shape=shape: np.zeros(shape, np.float32), stage=stage)
+        with closing(feeds), pytest.raises(DataError):
+            feeds.get()
+    assert staged == []
+
+
+@pytest.mark.parametrize("error", [ValueError("no memory on the GPU"), KeyboardInterrupt()])
+def test_an_exception_of_the_stage_reaches_get(error: BaseException):
+    def stage(batch: Batch, embeddings: Float32) -> None:
+        raise error
+
+    with closing(make_queue(numbered(3), stage=stage)) as feeds, pytest.raises(type(error)) as caught:
+        feeds.get()
+    assert caught.value is error
+
+
 # --- run status -------------------------------------------------------------------------------------------------------
 
 
@@ -433,7 +478,7 @@ def test_every_stage_is_timed_for_every_batch():
     with closing(make_queue(numbered(6), status=status)) as feeds:
         drain(feeds)
     counts = {name: summary.count for name, summary in status.summaries().items()}
-    for stage in ("CheckBatch", "EmbeddingLookup", "CheckFeed", "FeedQueueWait"):
+    for stage in ("CheckBatch", "EmbeddingLookup", "CheckFeed", "StageFeed", "FeedQueueWait"):
         assert counts[stage] == 6
     assert (counts["FirstFeedWait"], counts["TrainerWait"]) == (1, 5)
     assert counts["ReadSample"] >= 7, "the end was read, too"

@@ -11,9 +11,12 @@ from typing import Any
 import keras
 import msgspec
 import numpy as np
+import psutil
 import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
+from tensorflow.python.eager import context
+from tensorflow.python.ops import collective_ops
 
 from flowps.batch import Batch, Float32
 from flowps.config import Config, Net, Slot, Status
@@ -26,6 +29,7 @@ from flowps.status.event import Evaluated, Event, Finished, Interval, StatusRepo
 from flowps.status.run_status import RunStatus
 from flowps.trainer.loop import Surroundings, Trained, Trainer, default_feed_threads
 from flowps.trainer.models import ModelSpec
+from flowps.trainer.step import Step
 
 pytestmark = pytest.mark.timeout(120)  # a run that hangs is the failure most of these look for
 
@@ -299,6 +303,73 @@ def test_tensorflow_threads_asked_for_after_tensorflow_has_started_are_no_error(
     config = msgspec.structs.replace(config, trainer=msgspec.structs.replace(config.trainer, tensorflow_threads=1))
     world.run(make_config())
     assert world.run(config).finished.steps == 3
+
+
+# --- what the trainer's thread does not do, and what a trainer alone does not need --------------------------------------------
+
+
+def test_feeds_are_staged_before_the_trainer_takes_them(monkeypatch: pytest.MonkeyPatch):
+    staged: list[str] = []
+    stage = Step.stage
+
+    def told(self: Step, batch: Batch, embeddings: Float32) -> tuple[Any, ...]:
+        staged.append(threading.current_thread().name)
+        return stage(self, batch, embeddings)
+
+    monkeypatch.setattr(Step, "stage", told)
+    world = World(make_batches(7), make_batches(3, seed=1))
+    world.run(make_config(epochs=2))
+    assert len(staged) == 2 * 7 + 3, "once each"
+    assert {name.rpartition("-")[0] for name in staged} == {"flowps-feed"}
+    assert world.status.summaries()["StageFeed"].count == 2 * 7 + 3
+
+
+def test_a_trainer_alone_makes_no_collective(monkeypatch: pytest.MonkeyPatch):
+    """No server, no port, none of TensorFlow's private functions."""
+    monkeypatch.setattr(collective_ops, "all_reduce_v2", None)
+    monkeypatch.setattr(context.Context, "enable_collective_ops", None)
+    monkeypatch.setattr(context, "_reset_context", None)
+    listening = ports()
+    world = World(make_batches(3), make_batches(1))
+    assert world.run(make_config(in_flight=1, epochs=2)).finished.examples == 2 * 3 * SIZE
+    assert context.context()._collective_ops_server_def is None
+    assert ports() == listening
+
+
+def ports() -> set[int]:
+    """On which this process listens."""
+    return {of.laddr.port for of in psutil.Process().net_connections("tcp") if of.status == psutil.CONN_LISTEN}
+
+
+def narrow(config: Config, precision: str) -> Config:
+    return msgspec.structs.replace(config, trainer=msgspec.structs.replace(config.trainer, precision=precision))
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_run_in_narrow_floats_comes_close_to_one_in_float32(precision: str):
+    results = []
+    for config in (make_config(epochs=4, in_flight=1), narrow(make_config(epochs=4, in_flight=1), precision)):
+        world = World(make_batches(20), make_batches(5, seed=1))
+        trained = world.run(config)
+        assert trained.test is not None
+        results.append(trained.test.logloss)
+        assert keras.config.dtype_policy().name == "float32", "the process is as it was"
+        assert "steps_left_out_by_loss_scaling" not in world.status.counters()
+    assert {weight.dtype for weight in trained.model.get_weights()} == {np.dtype(np.float32)}
+    assert results[1] == pytest.approx(results[0], abs=0.02)
+    assert results[1] != results[0]
+
+
+def test_steps_left_out_by_loss_scaling_are_counted_and_push_zeros():
+    world = World(make_batches(9))
+    for number in (4, 6):
+        world.train_batches[number].dense[:] *= 1e3
+    finished = world.run(narrow(make_config(in_flight=1), "mixed_float16")).finished
+    assert (finished.steps, finished.examples) == (9, 9 * SIZE)
+    left_out = world.status.counters()["steps_left_out_by_loss_scaling"]
+    assert left_out == 2
+    assert [ticket for ticket, gradient in world.pushes if not gradient.any()] == [4, 6]
+    assert all(np.isfinite(gradient).all() for _, gradient in world.pushes)
 
 
 # --- reproducible ---------------------------------------------------------------------------------------------------------

@@ -159,6 +159,59 @@ def test_merging_nothing_changes_nothing():
     assert metrics.result() == scored((labels, logits))
 
 
+# --- as numbers that add up, for trainers that know a part each -----------------------------------------------------------
+
+
+def of_parts(*parts: tuple[Float32, Float32]) -> list[StreamingMetrics]:
+    found = [StreamingMetrics() for _ in parts]
+    for metrics, (labels, logits) in zip(found, parts, strict=True):
+        metrics.update(labels, logits)
+    return found
+
+
+@pytest.mark.parametrize("bounds", [[2_000], [0], [6_000], [1, 17, 4_000]], ids=["two", "nothing first", "nothing last", "four"])
+def test_states_add_up_to_that_of_a_merge(bounds: list[int]):
+    labels, logits = sample(1.5, n=6_000)
+    parts = list(zip(np.split(labels, bounds), np.split(logits, bounds), strict=True))
+    total = StreamingMetrics.of_state(np.sum([metrics.state() for metrics in of_parts(*parts)], axis=0))
+    first, *others = of_parts(*parts)
+    for other in others:
+        first.merge(other)
+    assert total.result() == first.result()
+    np.testing.assert_array_equal(total.state(), first.state())
+    check(labels, logits, total.result())
+
+
+def test_what_comes_of_a_state_goes_on():
+    """It is an object like any other: it can be updated and merged, and leaves the one that it came of alone."""
+    labels, logits = sample(1.0, n=3_000)
+    (first,) = of_parts((labels[:1_000], logits[:1_000]))
+    again = StreamingMetrics.of_state(first.state())
+    again.update(labels[1_000:2_000], logits[1_000:2_000])
+    (last,) = of_parts((labels[2_000:], logits[2_000:]))
+    again.merge(last)
+    check(labels, logits, again.result())
+    assert first.result() == scored((labels[:1_000], logits[:1_000]))
+
+
+def test_the_state_of_nothing():
+    state = StreamingMetrics().state()
+    assert (state.dtype, state.any()) == (np.float64, False)
+    found = StreamingMetrics.of_state(state + state).result()
+    assert (found.examples, found.auc) == (0, None)
+    assert math.isnan(found.logloss)
+
+
+def test_states_are_exact_for_more_examples_than_int32_counts():
+    labels, logits = sample(1.0, n=1_000)
+    (few,) = of_parts((labels, logits))
+    times = 3 << 30
+    many = StreamingMetrics.of_state(few.state() * times).result()
+    assert many.examples == 1_000 * times
+    assert many.auc == pytest.approx(few.result().auc, rel=1e-12)
+    assert many.real_mean == few.result().real_mean
+
+
 def naive_auc(labels: NDArray[np.float32], logits: NDArray[np.float32]) -> float:
     """The share of (positive, negative) pairs in the right order, ties counting half."""
     difference = logits[labels == 1][:, None] - logits[labels == 0][None, :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import keras
@@ -428,3 +429,65 @@ def test_a_model_of_ones_own_sees_lengths(tmp_path: Path, monkeypatch: pytest.Mo
     assert not gradient[0].any()
     assert gradient[1, 2:8].all()
     assert not gradient[1, [0, 1, *range(8, 14)]].any()
+
+
+# --- precision ------------------------------------------------------------------------------------------------------------
+
+NARROW = {"mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("name", NAIVE)
+@pytest.mark.parametrize("precision", NARROW)
+def test_built_in_models_compute_in_narrow_floats_and_answer_in_float32(precision: str, name: str, spec: ModelSpec, inputs):
+    model = build(name, spec, precision)
+    weights = randomize(model)
+    assert {variable.dtype for variable in model.variables} == {"float32"}
+    hidden = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and layer.units > 1]
+    assert len(hidden) == (0 if name == "lr" else len(spec.hidden))
+    assert {layer.compute_dtype for layer in hidden} <= {NARROW[precision]}
+    x = inputs(spec)
+    logits = model(x)
+    assert logits.dtype == "float32"
+    expected = NAIVE[name](x, weights, spec)
+    np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
+    if hidden:
+        assert not np.allclose(logits, expected, rtol=1e-6), "as near as float32 would be"
+
+
+@pytest.mark.parametrize("precision", ["float32", *NARROW])
+def test_a_model_of_ones_own_is_built_in_the_precision_too(module, precision: str, inputs):
+    model = build(f"{module(GOOD)}:build", BOTH, precision)
+    assert {layer.compute_dtype for layer in model.layers if isinstance(layer, keras.layers.Dense)} == {
+        NARROW.get(precision, "float32")
+    }
+    assert {variable.dtype for variable in model.variables} == {"float32"}
+    step = Step(model, BOTH, "sgd", 0.1, jit_compile=False, loss_scaling=precision == "mixed_float16")
+    x = inputs(BOTH)
+    batch = Batch(np.ones(5, np.float32), x["dense_columns"], np.empty(0, np.uint64), np.zeros(16, np.int32))
+    _, logits, gradient = step.train(batch, x["embeddings"])
+    assert (logits.dtype, gradient.dtype) == (np.float32, "float32"), "though its logits are narrow"
+
+
+@pytest.mark.parametrize("precision", NARROW)
+def test_a_narrow_model_comes_back_from_its_file(precision: str, inputs, tmp_path: Path):
+    model = build("dnn", BOTH, precision)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    x = inputs(BOTH)
+    np.testing.assert_array_equal(again(x), model(x))
+
+
+@pytest.mark.parametrize("text", [GOOD, "def build(spec):\n    raise ValueError('no')"], ids=["built", "raised"])
+def test_the_process_keeps_its_own_precision(module, text: str):
+    name = module(text)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        with nullcontext() if text is GOOD else pytest.raises(ModelError, match="raised ValueError"):
+            build(f"{name}:build", BOTH, "float32")
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+    with nullcontext() if text is GOOD else pytest.raises(ModelError, match="raised ValueError"):
+        build(f"{name}:build", BOTH, "mixed_float16")
+    assert keras.config.dtype_policy().name == "float32"

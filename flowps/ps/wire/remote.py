@@ -26,6 +26,7 @@ from flowps.ps.wire.security import Security
 from flowps.version import __version__
 
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
+_random = random.Random()  # not that which models may be seeded with
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 
@@ -81,7 +82,7 @@ class RemoteShard(Endpoint):
                     ) from None
                 if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED or left_s <= _FIRST_PAUSE_S:
                     self._refused("Describe", error)
-            time.sleep(_FIRST_PAUSE_S * random.uniform(0.5, 1.0))
+            time.sleep(_FIRST_PAUSE_S * _random.uniform(0.5, 1.0))
 
     def _what_is_wrong(self, request: bytes) -> str:
         """What gRPC says of the way there; it says so only to those who do not wait for it."""
@@ -166,7 +167,7 @@ class RemoteShard(Endpoint):
                 if error.code() not in _PASSING or time.monotonic() + pause_s >= deadline:
                     self._refused(f"{name} of batch {batch_id}", error)
             self._count("rpc_retries")
-            time.sleep(pause_s * random.uniform(0.5, 1.0))
+            time.sleep(pause_s * _random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _refused(self, what: str, error: grpc.RpcError) -> NoReturn:

@@ -9,6 +9,7 @@ their message is read (RESOURCE_EXHAUSTED) and come again: memory stays bounded,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -105,7 +106,9 @@ class ShardServer:
         """Stop listening; calls that still run have a second. Idempotent."""
         self._health.enter_graceful_shutdown()
         self._server.stop(_GRACE_S).wait()
-        self._threads.shutdown(wait=False)  # a call that hangs has had its time
+        ending = threading.Thread(target=self._threads.shutdown, daemon=True)
+        ending.start()
+        ending.join(_GRACE_S)  # a call that hangs has had its time
 
 
 class _RefusedError(Exception):

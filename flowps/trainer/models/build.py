@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
+from keras.src.random import seed_generator
 
 from flowps.errors import ModelError
 from flowps.trainer.models.deepfm import deepfm
@@ -21,10 +24,11 @@ from flowps.trainer.models.spec import ModelSpec
 BUILT_IN: dict[str, Callable[[ModelSpec], keras.Model]] = {"dnn": dnn, "deepfm": deepfm, "lr": lr}
 
 
-def build(name: str, spec: ModelSpec, precision: str = "float32") -> keras.Model:
+def build(name: str, spec: ModelSpec, precision: str = "float32", seed: int = 0) -> keras.Model:
     """The model called `name`, built from `spec`: a built-in one, or `"module:function"`.
 
     precision   Keras's dtype policy of layers that do not say another
+    seed        of the initializers and layers that have none
 
     A module is looked for on the path and in the working directory.
     Raises ModelError when it cannot be found, raises, is no keras.Model, does not take the spec's inputs, does not give one logit
@@ -33,7 +37,8 @@ def build(name: str, spec: ModelSpec, precision: str = "float32") -> keras.Model
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
-        model = _function(name)(spec) if ":" not in name else _call(name, spec)
+        with _own_seeds(seed):
+            model = _function(name)(spec) if ":" not in name else _call(name, spec)
     finally:
         keras.config.set_dtype_policy(before)
     if not isinstance(model, keras.Model):
@@ -47,6 +52,17 @@ def build(name: str, spec: ModelSpec, precision: str = "float32") -> keras.Model
             f"model {name!r} could not be saved after training: {' '.join(str(error).split())[:200]}; give your layers a get_config"
         ) from error
     return model
+
+
+@contextmanager
+def _own_seeds(seed: int) -> Iterator[None]:
+    """Let Keras draw the seeds of initializers from numbers of its own, not from Python's, which any thread draws from too."""
+    before = seed_generator.python_random
+    seed_generator.python_random = random.Random(seed)
+    try:
+        yield
+    finally:
+        seed_generator.python_random = before
 
 
 def _try(name: str, model: keras.Model, spec: ModelSpec, samples: int) -> None:

@@ -1,0 +1,345 @@
+"""Several trainers against one with the batches of all, and how they end: with their data, at a stop, by each other's errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from flowps.batch import Batch, Float32
+from flowps.config import Config
+from flowps.errors import ModelError, StoppedError
+from flowps.ps.endpoint import step_of, trainer_of
+from flowps.status.event import Metrics
+from tests.trainer import members as members_module
+from tests.trainer.members import (
+    LONG_S,
+    SOON_S,
+    Member,
+    Members,
+    Outcome,
+    Shards,
+    Task,
+    abort,
+    all_results,
+    batches_of,
+    error_of,
+    fail,
+    hold,
+    joined,
+    make_config,
+    serving,
+    start_all,
+    stop,
+    tasks,
+    train,
+)  # fmt: skip
+
+pytestmark = pytest.mark.timeout(120)  # a trainer that waits for ever is the failure most of these look for
+
+Epochs = Sequence[list[list[Batch]]]  # [trainer][epoch][step]
+Rows = dict[str, dict[int, Float32]]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Members]:
+    with closing(Members(2)) as processes:
+        yield processes
+
+
+@pytest.fixture
+def pair(processes: Members) -> list[Member]:
+    return processes.renewed()
+
+
+def epochs_of(sizes: Sequence[Sequence[int]], epochs: int = 1) -> Epochs:
+    """Of each trainer the sizes of its batches; every epoch has others."""
+    return [[batches_of(of, 10 * epoch + n + 1) for epoch in range(epochs)] for n, of in enumerate(sizes)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What trainers, or one, came to, and the rows they left."""
+
+    outcomes: list[Outcome]
+    rows: Rows
+    unsound: int
+
+
+def together(pair: Sequence[Member], config: Config, epochs: Epochs, test: Sequence[list[Batch]] | None = None) -> Run:
+    """A run of all, with shards of their own."""
+    with serving(len(pair), config.trainer.in_flight) as shards:
+        calls = start_all(pair, tasks(shards, config, epochs, test))
+        return Run(all_results(pair, calls), shards.rows(), shards.unsound())
+
+
+def alone(member: Member, config: Config, epochs: Epochs, test: Sequence[list[Batch]] | None = None) -> Run:
+    """What one trainer makes of it."""
+    whole = None if test is None else [batch for of in test for batch in of]
+    with serving(1, config.trainer.in_flight) as shards:
+        found = member.call(train, Task(config, shards.placement, shards.addresses, joined(epochs), whole))
+        return Run([found], shards.rows(), shards.unsound())
+
+
+def assert_same(found: Run, expected: Run, atol: float = 1e-4) -> None:
+    """All that was learned: dense weights, and rows with their state."""
+    (one,) = expected.outcomes
+    for outcome in found.outcomes:
+        for weight, wanted in zip(outcome.weights, one.weights, strict=True):
+            np.testing.assert_allclose(weight, wanted, rtol=0, atol=atol)
+    assert found.rows.keys() == expected.rows.keys()
+    for slot, rows in expected.rows.items():
+        assert found.rows[slot].keys() == rows.keys(), slot
+        np.testing.assert_allclose([found.rows[slot][sign] for sign in rows], list(rows.values()), rtol=0, atol=atol, err_msg=slot)
+
+
+def assert_of_all(metrics: Metrics | None, expected: Metrics | None) -> None:
+    """Quality over the samples of all trainers."""
+    assert metrics is not None
+    assert expected is not None
+    assert metrics.examples == expected.examples
+    assert metrics.auc == pytest.approx(expected.auc, abs=0.02)  # of a few samples, two of which may change places
+    for name in ("logloss", "prob_mean", "real_mean"):
+        assert getattr(metrics, name) == pytest.approx(getattr(expected, name), abs=1e-4), name
+
+
+def assert_bit_equal(outcomes: Sequence[Outcome]) -> None:
+    """The dense part is one, whoever is asked."""
+    first, *others = outcomes
+    for other in others:
+        assert [w.tobytes() for w in other.weights] == [w.tobytes() for w in first.weights]
+        assert [s.tobytes() for s in other.state] == [s.tobytes() for s in first.state]
+        assert other.intervals == first.intervals
+        assert other.test == first.test
+        assert (other.finished.steps, other.finished.examples) == (first.finished.steps, first.finished.examples)
+
+
+# --- N trainers with batches of B are one with batches of N·B ---------------------------------------------------------------
+
+EVEN = [[8] * 15, [8] * 15]
+UNEVEN = [[8] * 15, [8] * 9 + [5]]  # one has no more while the other goes on
+BARE = [[8, 8, 3], []]  # one never has any
+
+
+@pytest.mark.parametrize(
+    ("sizes", "config"),
+    [
+        (EVEN, make_config(epochs=2, warmup_steps=5, decay="linear", decay_steps=20)),
+        (UNEVEN, make_config(epochs=2, model=":regular")),
+        (BARE, make_config(epochs=1, model=":constant")),
+        ([[8] * 4, [8, 8, 8, 1]], make_config(epochs=1, jit_compile=True)),
+    ],
+    ids=["even", "uneven, a regulariser", "one without data, a model without weights", "XLA"],
+)
+def test_two_trainers_are_one_with_twice_the_batch(pair: list[Member], sizes: list[list[int]], config: Config) -> None:
+    epochs, test = epochs_of(sizes, config.epochs), [batches_of([8, 8, 3], 70), batches_of([8], 71)]
+    expected = alone(pair[0], config, epochs, test)
+    found = together(pair, config, epochs, test)
+    assert_same(found, expected)
+    assert_bit_equal(found.outcomes)
+    (one,) = expected.outcomes
+    for n, outcome in enumerate(found.outcomes):
+        assert (outcome.finished.steps, outcome.finished.examples) == (one.finished.steps, one.finished.examples)
+        assert outcome.pushed == len(outcome.tickets) == sum(map(len, epochs[n])), "a push for each batch of its own"
+        assert len(outcome.intervals) == len(one.intervals)
+        for of_all, of_one in zip([*outcome.intervals, outcome.test], [*one.intervals, one.test], strict=True):
+            assert_of_all(of_all, of_one)
+
+
+def test_in_the_asynchronous_mode_every_sample_counts_once(pair: list[Member]) -> None:
+    epochs, test = epochs_of([[8] * 11, [8] * 6 + [5]], epochs=3), [batches_of([8, 4], 70), []]
+    found = together(pair, make_config(in_flight=2, epochs=3), epochs, test)
+    assert_bit_equal(found.outcomes)
+    for outcome, of in zip(found.outcomes, epochs, strict=True):
+        assert outcome.finished.examples == 3 * (88 + 53)
+        assert outcome.finished.steps == 3 * 11
+        assert sum(metrics.examples for metrics in outcome.intervals) == 3 * (88 + 53)
+        assert outcome.test is not None
+        assert outcome.test.examples == 12
+        assert outcome.pushed == len(outcome.tickets) == sum(map(len, of))
+        assert all(np.isfinite(weight).all() for weight in outcome.weights)
+
+
+def test_moving_statistics_are_the_mean_of_all_trainers_after_every_epoch(pair: list[Member]) -> None:
+    """The normalisation itself is each trainer's own; with the same samples they are one trainer with these samples."""
+    (epochs,) = epochs_of([[8] * 5], epochs=2)
+    config = make_config(epochs=2, model=":normal")
+    found = together(pair, config, [epochs, epochs])
+    assert_bit_equal(found.outcomes)
+    assert len(found.outcomes[0].state) == 2, "a mean and a variance"
+    (one,) = alone(pair[0], config, [epochs]).outcomes
+    for state, expected in zip(found.outcomes[0].state, one.state, strict=True):
+        np.testing.assert_allclose(state, expected, atol=1e-4)
+    # Different samples, and still one state for all.
+    apart = together(pair, config, epochs_of([[8] * 5, [8] * 3], epochs=2))
+    assert_bit_equal(apart.outcomes)
+    assert not np.allclose(apart.outcomes[0].state[0], one.state[0], atol=1e-3)
+
+
+def test_trainers_begin_with_the_same_weights_whatever_each_has_drawn(pair: list[Member]) -> None:
+    assert_bit_equal(together(pair, make_config(model=":unequal"), epochs_of([[8] * 3, [8] * 3])).outcomes)
+
+
+# --- narrow floats ----------------------------------------------------------------------------------------------------------
+
+LEFT_OUT = "steps_left_out_by_loss_scaling"
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_narrow_floats_learn_about_the_same(pair: list[Member], precision: str) -> None:
+    epochs = epochs_of([[32] * 10, [32] * 10])
+    wide, narrow = (together(pair, make_config(batch_size=32, precision=of), epochs) for of in ("float32", precision))
+    assert_bit_equal(narrow.outcomes)
+    assert {weight.dtype for weight in narrow.outcomes[0].weights} == {np.dtype(np.float32)}
+    for found, expected in zip(narrow.outcomes[0].intervals, wide.outcomes[0].intervals, strict=True):
+        assert found.logloss == pytest.approx(expected.logloss, abs=0.03)
+
+
+def test_a_step_that_overflows_at_one_trainer_is_left_out_by_all(pair: list[Member]) -> None:
+    epochs = epochs_of([[8] * 6, [8] * 6])
+    batch = epochs[1][0][2]
+    epochs[1][0][2] = replace(batch, dense=batch.dense * np.float32(3e3))
+    found = together(pair, make_config(precision="mixed_float16"), epochs)
+    assert_bit_equal(found.outcomes)
+    left_out = [outcome.counters[LEFT_OUT] for outcome in found.outcomes]
+    assert left_out[0] == left_out[1] > 0
+    assert found.outcomes[0].finished.steps == 6
+    assert found.unsound == 0, "a gradient of zeros was pushed, not one of infinities"
+
+
+def test_two_trainers_leave_out_no_steps_that_one_takes(pair: list[Member]) -> None:
+    epochs = epochs_of([[256] * 3, [256] * 3])
+    config = make_config(batch_size=256, precision="mixed_float16")
+    assert LEFT_OUT not in alone(pair[0], config, epochs).outcomes[0].counters
+    assert LEFT_OUT not in together(pair, config, epochs).outcomes[0].counters
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------------
+
+
+def started(
+    pair: Sequence[Member], shards: Shards, config: Config, epochs: Epochs, timeout_s: float = LONG_S,
+    **troubles: tuple[int, Callable[[], None]],
+) -> list[int]:  # fmt: skip
+    """Calls of trainers, with troubles of those named: `_1=(4, fail)`."""
+    of = {int(name.removeprefix("_")): trouble for name, trouble in troubles.items()}
+    return start_all(pair, tasks(shards, config, epochs, timeout_s=timeout_s, troubles=of))
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_trainers_that_look_up_together_end_with_the_one_whose_data_are_bad(pair: list[Member], failing: int) -> None:
+    """By themselves: the one that fails tells the shards."""
+    with serving(2, 1) as shards:
+        calls = started(pair, shards, make_config(), epochs_of([[8] * 9, [8] * 9]), **{f"_{failing}": (4, fail)})
+        assert isinstance(error_of(pair[failing], calls[failing], LONG_S), OSError)
+        assert isinstance(error_of(pair[1 - failing], calls[1 - failing]), StoppedError)
+
+
+def test_a_trainer_that_waits_in_a_sum_for_one_that_has_failed_is_freed_by_an_abort(pair: list[Member]) -> None:
+    epochs = epochs_of([[8] * 9, [8] * 9])
+    with serving(2, 2) as shards:
+        calls = started(pair, shards, make_config(in_flight=2), epochs, _1=(4, fail))
+        assert isinstance(error_of(pair[1], calls[1], LONG_S), OSError)
+        pair[0].call(abort)
+        error = error_of(pair[0], calls[0])
+    assert isinstance(error, StoppedError)
+    assert str(error) == "the run was stopped because of another role's error"
+    assert together(pair, make_config(in_flight=2), epochs).outcomes[0].finished.steps == 9, "and both can train again"
+
+
+def test_a_trainer_that_waits_in_a_shard_for_one_that_was_killed_is_freed_by_the_run(pair: list[Member]) -> None:
+    epochs = epochs_of([[8] * 9, [8] * 9])
+    waiting = threading.Event()
+
+    def hear(batch: int) -> None:
+        if (trainer_of(batch), step_of(batch)) == (0, 4):
+            waiting.set()
+
+    with serving(2, 1, hear=hear) as shards:
+        calls = started(pair, shards, make_config(), epochs, _1=(4, hold))
+        assert pair[1].reached.wait(LONG_S)
+        assert waiting.wait(LONG_S)
+        pair[1].kill()
+        shards.release()
+        pair[0].call(abort)
+        assert isinstance(error_of(pair[0], calls[0]), StoppedError)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_model_that_gives_nan_stops_all_with_that_error(pair: list[Member], in_flight: int) -> None:
+    epochs = epochs_of([[8] * 5, [8] * 5])
+    dense = epochs[1][0][2].dense.copy()
+    dense[0, 0] = np.nan
+    epochs[1][0][2] = replace(epochs[1][0][2], dense=dense)
+    with serving(2, in_flight) as shards:
+        calls = started(pair, shards, make_config(in_flight), epochs)
+        for member, call in zip(pair, calls, strict=True):
+            error = error_of(member, call, LONG_S)
+            assert isinstance(error, ModelError)
+            assert "lower trainer.learning_rate" in str(error)
+        assert shards.unsound() == 0, "what is no gradient was not pushed"
+
+
+def test_embeddings_gradients_that_are_nan_stop_all(pair: list[Member]) -> None:
+    """As they stop one trainer; loss and dense gradients are finite."""
+    epochs = epochs_of([[8] * 3, [8] * 3])
+    with serving(1, 1) as shards:
+        task = Task(make_config(model=":fragile"), shards.placement, shards.addresses, joined(epochs))
+        assert isinstance(error_of(pair[0], pair[0].start(train, task)), ModelError)
+    with serving(2, 1) as shards:
+        calls = started(pair, shards, make_config(model=":fragile"), epochs)
+        for member, call in zip(pair, calls, strict=True):
+            assert isinstance(error_of(member, call, LONG_S), ModelError)
+
+
+# --- stop -------------------------------------------------------------------------------------------------------------------
+
+SIZES = [[8] * 6, [8] * 6]
+
+
+def stopped(pair: Sequence[Member], calls: Sequence[int]) -> int:
+    """All trainers end soon, after the same step, and none has an error; which step."""
+    outcomes = all_results(pair, calls, SOON_S)
+    assert_bit_equal(outcomes)
+    assert [outcome.finished.stopped for outcome in outcomes] == [True, True]
+    return outcomes[0].finished.steps
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_stop_of_one_trainer_is_a_stop_of_all_after_the_same_step(pair: list[Member], in_flight: int) -> None:
+    """Requests do not come to all at the same time."""
+    with serving(2, in_flight) as shards:
+        assert 0 < stopped(pair, started(pair, shards, make_config(in_flight, 2), epochs_of(SIZES, 2), _1=(4, stop))) <= 6
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_stop_at_the_end_of_an_epoch(pair: list[Member], in_flight: int) -> None:
+    with serving(2, in_flight) as shards:
+        assert stopped(pair, started(pair, shards, make_config(in_flight, 2), epochs_of(SIZES, 2), _1=(6, stop))) <= 7
+
+
+def test_a_stop_of_one_that_has_no_data_any_more(pair: list[Member]) -> None:
+    with serving(2, 1) as shards:
+        epochs = epochs_of([[8] * 6, [8] * 3], 2)
+        assert 0 < stopped(pair, started(pair, shards, make_config(1, 2), epochs, _1=(3, stop))) <= 6
+
+
+def test_a_stop_while_one_waits_for_the_hub_and_the_other_for_the_first(pair: list[Member]) -> None:
+    waiting = threading.Event()
+
+    def hear(waited_for: threading.Event, batch: int) -> None:
+        if (trainer_of(batch), step_of(batch)) == (0, 4):
+            waited_for.set()
+
+    with serving(2, 1, hear=partial(hear, waiting)) as shards:
+        calls = started(pair, shards, make_config(1, 2), epochs_of(SIZES, 2), _1=(4, hold))
+        assert pair[1].reached.wait(LONG_S)
+        assert waiting.wait(LONG_S)
+        for member in pair:
+            member.call(members_module.stop)
+        assert stopped(pair, calls) in (4, 5)
