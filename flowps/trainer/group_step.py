@@ -16,10 +16,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from flowps.batch import Batch, Float32
+from flowps.errors import StoppedError
 from flowps.trainer.group import Group
 from flowps.trainer.step import Step
 
 _STEP_KEY, _WEIGHTS_KEY, _STATE_KEY, METRICS_KEY = 1, 2, 3, 4  # of collectives, each of one shape
+_BEFORE = 1e6  # the vote for a stop before the step: more than there are votes for one after it
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,17 @@ class GroupStep(Step):
         )
 
     def train_together(self, batch: Batch | None, inputs: Any, rate_scale: float, stop: bool) -> Joint | None:
-        """Take a step with everyone; None, and no step, when no trainer has a batch any more. `stop`: ask all to stop after it.
+        """Take a step with everyone; None, and no step, when no trainer has a batch any more.
 
         inputs   of `batch`, as `stage` gives them
+        stop     ask all to stop: after this step, or before it if this trainer comes without a batch because it is to stop
 
-        Raises what Step.train raises, and what Group.guarded raises.
+        Raises StoppedError where a trainer asks to stop before the step, what Step.train raises, and what Group.guarded raises.
         """
         self._set_rate(rate_scale)
         group, most = self._group, self._batch_size
         head = np.zeros(1 + group.size, np.float32)
-        head[0] = stop
+        head[0] = 0 if not stop else _BEFORE if batch is None else 1
         rest = np.zeros((2, group.size, most), np.float32)
         if batch is None:
             gradient, flat = None, tf.zeros(sum(self._sizes) + 2)
@@ -77,6 +80,8 @@ class GroupStep(Step):
             rest[1, group.number, : batch.size] = logits.numpy()
         summed = group.guarded(self._sum, tf.concat([flat, head, rest.reshape(-1)], 0))
         tail = summed.numpy()[sum(self._sizes) :]
+        if tail[2] >= _BEFORE:
+            raise StoppedError("a trainer was asked to stop, and has no batch for this step")
         sizes = np.rint(tail[3 : 3 + group.size]).astype(np.int64)
         samples = int(sizes.sum())
         if not samples:

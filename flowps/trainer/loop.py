@@ -247,12 +247,17 @@ class Trainer:
 
     def _step_together(self, step: GroupStep, feed: Feed | None) -> _Stepped | None:
         """A step of all trainers, with or without a batch of this one; None when nobody has one."""
-        if feed is None and not self._around.stop.is_set():
+        stop = self._around.stop.is_set()
+        if feed is None and not stop:
             self._around.attend(self._ticket)
         with self._around.status.timed("TrainStep"):
             rate_scale = self._schedule.at(self._steps)
             batch, inputs = (None, None) if feed is None else (feed.batch, feed.inputs)
-            joint = step.train_together(batch, inputs, rate_scale, self._around.stop.is_set())
+            try:
+                joint = step.train_together(batch, inputs, rate_scale, stop)
+            except StoppedError:
+                self._around.stop.set()
+                return None
         if joint is None:
             self._ends += 1
             return None
