@@ -54,7 +54,8 @@ class Handout:
     def take(self, epoch: int) -> int:
         """The place, in the epoch's order, of the next partition that nobody has."""
         place = self._next.get(epoch, 0)
-        self._next = {epoch: place + 1, **{e: n for e, n in self._next.items() if e > epoch}}
+        # The slowest trainer may still ask in the epoch before.
+        self._next = {**{e: n for e, n in self._next.items() if e >= epoch - 1}, epoch: place + 1}
         return place
 
 
