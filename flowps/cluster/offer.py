@@ -53,7 +53,10 @@ def workers_now(client: distributed.Client, timeout_s: float | None = None) -> d
 
     `Client.scheduler_info` answers from a copy that the client itself refreshes every two seconds, without workers.
     """
-    found: dict[str, dict[str, Any]] = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=timeout_s)["workers"]
+    scheduler = client.scheduler
+    if scheduler is None:  # Dask has given the connection up, and closed the client by itself
+        raise OSError("the connection to the scheduler was closed")
+    found: dict[str, dict[str, Any]] = client.sync(scheduler.identity, n_workers=-1, callback_timeout=timeout_s)["workers"]
     return found
 
 

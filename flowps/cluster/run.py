@@ -180,6 +180,8 @@ class _Roles:
 
     def _there(self) -> Collection[str]:
         """The workers that the scheduler still has; none, where it does not answer."""
+        if self._client.status != "running":  # Dask would wait for it to come back
+            return ()
         try:
             return workers_now(self._client, timeout_s=_STOP_S)
         except (OSError, TimeoutError, RuntimeError):  # Dask's errors of a connection that is lost, or was given up

@@ -86,18 +86,21 @@ class FeedQueue:
         for thread in self._threads:
             thread.start()
 
-    def get(self) -> Feed | None:
-        """The next feed, waiting for it; None after the last. Raises what a feed thread, or `fail`, raised."""
+    def get(self, stoppable: bool = True) -> Feed | None:
+        """The next feed, waiting for it; None after the last. Raises what a feed thread, or `fail`, raised.
+
+        stoppable   whether a stop ends the wait, with StoppedError; otherwise only the end of the batches does
+        """
         start = time.perf_counter()
         with self._changed:
             if self._starving and not self._decided():
                 self._status.count("feed_queue_empty")
             while not self._changed.wait_for(self._decided, _STOP_POLL_S):
-                if self._stop.is_set():
+                if stoppable and self._stop.is_set():
                     break
             if self._error is not None:
                 raise self._error
-            if self._closed or self._stop.is_set():
+            if self._closed or (stoppable and self._stop.is_set()):
                 raise StoppedError("taking a feed: the run was asked to stop")
             if self._deliver == self._end:
                 return None

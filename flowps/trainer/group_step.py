@@ -16,19 +16,18 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from flowps.batch import Batch, Float32
-from flowps.errors import StoppedError
 from flowps.trainer.group import Group
 from flowps.trainer.step import Step
 
 _STEP_KEY, _WEIGHTS_KEY, _STATE_KEY, METRICS_KEY = 1, 2, 3, 4  # of collectives, each of one shape
-_BEFORE = 1e6  # the vote for a stop before the step: more than there are votes for one after it
+_NONE = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
 class Joint:
     """What came of a step of all trainers.
 
-    labels, logits   of all samples of the step
+    labels, logits   of all samples of the step; none: no trainer had a batch any more, and no step was taken
     gradient         of this trainer's embeddings, a tensor; None if it had no batch
     stop             whether any trainer asks to stop
     """
@@ -58,18 +57,18 @@ class GroupStep(Step):
             input_signature=[self._signature[0], tf.TensorSpec((), tf.float32)],
         )
 
-    def train_together(self, batch: Batch | None, inputs: Any, rate_scale: float, stop: bool) -> Joint | None:
-        """Take a step with everyone; None, and no step, when no trainer has a batch any more.
+    def train_together(self, batch: Batch | None, inputs: Any, rate_scale: float, stop: bool) -> Joint:
+        """Take a step with everyone, with a batch or without one; none is taken when no trainer has one.
 
         inputs   of `batch`, as `stage` gives them
-        stop     ask all to stop: after this step, or before it if this trainer comes without a batch because it is to stop
+        stop     ask all to stop after it
 
-        Raises StoppedError where a trainer asks to stop before the step, what Step.train raises, and what Group.guarded raises.
+        Raises what Step.train raises, and what Group.guarded raises.
         """
         self._set_rate(rate_scale)
         group, most = self._group, self._batch_size
         head = np.zeros(1 + group.size, np.float32)
-        head[0] = 0 if not stop else _BEFORE if batch is None else 1
+        head[0] = stop
         rest = np.zeros((2, group.size, most), np.float32)
         if batch is None:
             gradient, flat = None, tf.zeros(sum(self._sizes) + 2)
@@ -80,12 +79,11 @@ class GroupStep(Step):
             rest[1, group.number, : batch.size] = logits.numpy()
         summed = group.guarded(self._sum, tf.concat([flat, head, rest.reshape(-1)], 0))
         tail = summed.numpy()[sum(self._sizes) :]
-        if tail[2] >= _BEFORE:
-            raise StoppedError("a trainer was asked to stop, and has no batch for this step")
+        stop = bool(tail[2] > 0)
         sizes = np.rint(tail[3 : 3 + group.size]).astype(np.int64)
         samples = int(sizes.sum())
         if not samples:
-            return None
+            return Joint(0.0, _NONE, _NONE, None, stop)
         labels, logits = tail[3 + group.size :].reshape(2, group.size, most)
         took = [np.concatenate([of[k, :n] for k, n in enumerate(sizes)]) for of in (labels, logits)]
         if gradient is not None:
@@ -94,7 +92,7 @@ class GroupStep(Step):
         loss = self._judge(float(tail[0]) * most / samples, finite)
         if gradient is not None and not finite:
             gradient = tf.zeros_like(gradient)
-        return Joint(loss, took[0], took[1], gradient, bool(tail[2] > 0))
+        return Joint(loss, took[0], took[1], gradient, stop)
 
     def share_weights(self) -> None:
         """Begin with trainer 0's weights everywhere, whatever a model has drawn for itself."""
@@ -130,5 +128,6 @@ class GroupStep(Step):
         parts = tf.split(summed[: sum(self._sizes)] / weight, self._sizes) if self._sizes else []
         gradients = [tf.reshape(part, v.shape) for part, v in zip(parts, self._variables, strict=True)]
         if gradients:
-            self._optimizer.apply(gradients, self._variables)
+            sound = summed[sum(self._sizes) + 1] == 0
+            self._optimizer.apply(self._left_out_unless(sound, gradients), self._variables)
         return tf.reduce_all(tf.math.is_finite(summed))

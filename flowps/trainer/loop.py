@@ -68,6 +68,24 @@ class Surroundings:
     give_up: Callable[[int], None] = lambda ticket: None
 
 
+class _Ending(BatchStream):
+    """`inner`, which ends where it is closed because of a stop."""
+
+    def __init__(self, inner: BatchStream, stop: threading.Event) -> None:
+        self._inner, self._stop = inner, stop
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self._inner)
+        except StoppedError:
+            if self._stop.is_set():
+                raise StopIteration from None
+            raise
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 @dataclass(frozen=True)
 class _Stepped:
     """What came of a step. `labels` and `logits` of all trainers; `gradient` of this one's embeddings."""
@@ -123,6 +141,7 @@ class Trainer:
         self._steps = self._examples = 0  # of all trainers
         self._epochs = self._left_out = 0
         self._ends = 0  # epochs' ends that all trainers have met at, each a lookup of its own
+        self._all_stop = False  # whether all trainers have agreed, in a step, to stop after it
         self._first_step_at = 0.0
         self._hook = StepReporter(around.emit, config.status.print_interval)
         self._clock = SteadyClock(around.status)
@@ -170,11 +189,11 @@ class Trainer:
                 self._step.share_weights()
             for epoch in range(self._config.epochs):
                 self._train_epoch(epoch)
-                if self._around.stop.is_set():
+                if self._is_stopped:
                     break
                 self._epochs += 1
             reporter.judge()
-            if not self._around.stop.is_set():
+            if not self._is_stopped:
                 test = self._evaluate()
         except BaseException:
             with suppress(Exception):  # the error that ends the run is the one to show
@@ -189,9 +208,14 @@ class Trainer:
         self._around.emit(finished)
         return Trained(self.model, finished, test)
 
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether the run ends here. Several trainers go by what all of them know: a request comes to each at its own time."""
+        return self._all_stop if isinstance(self._step, GroupStep) else self._around.stop.is_set()
+
     def _train_epoch(self, epoch: int) -> None:
         self._hook.begin_epoch(epoch + 1)
-        stream = self._around.train(epoch)
+        stream = _Ending(self._around.train(epoch), self._around.stop)
         # Closed in reverse order: the stream first, so that no feed thread still waits for it.
         with (
             closing(self._feeds(stream, training=True)) as feeds,
@@ -200,27 +224,28 @@ class Trainer:
         ):
             self._clock.resume()
             try:
-                while self._train_step(feeds, pushes):
+                while self._train_step(feeds, pushes, stream):
                     pass
             except BaseException:
                 with suppress(Exception):  # the error that ends the run is the one to show
                     self._around.give_up(self._ticket)
                 raise
-            if self._around.stop.is_set():
+            if self._is_stopped:
                 self._around.give_up(self._ticket)
             pushes.drain()
-            feeds.check()
+            try:
+                feeds.check()
+            except StoppedError:  # of a lookup for a step that will not come, given up by the first trainer that has got here
+                if not self._all_stop:
+                    raise
             self._clock.pause()
         if isinstance(self._step, GroupStep):
             self._step.share_state()
         self._hook.end_interval(self._steps)
 
-    def _train_step(self, feeds: FeedQueue, pushes: PushQueue) -> bool:
+    def _train_step(self, feeds: FeedQueue, pushes: PushQueue, stream: BatchStream) -> bool:
         """Whether there may be another step."""
-        try:
-            feed = feeds.get()
-        except StoppedError:
-            feed = None
+        feed = self._next_feed(feeds, stream)
         if isinstance(self._step, GroupStep):
             stepped = self._step_together(self._step, feed)
         else:
@@ -237,7 +262,20 @@ class Trainer:
         if self._step.left_out > self._left_out:
             self._left_out = self._step.left_out
             self._around.status.count("steps_left_out_by_loss_scaling")
-        return not self._around.stop.is_set()
+        return not self._is_stopped
+
+    def _next_feed(self, feeds: FeedQueue, stream: BatchStream) -> Feed | None:
+        """None at the end of the data, or at a stop."""
+        try:
+            return feeds.get()
+        except StoppedError:
+            if not isinstance(self._step, GroupStep):
+                return None
+            if not self._around.stop.is_set():
+                raise
+        # The others count on this one for a step more, with the batch if it was looked up: their lookups may have waited for it.
+        stream.close()
+        return feeds.get(stoppable=False)
 
     def _step_alone(self, feed: Feed) -> _Stepped:
         with self._around.status.timed("TrainStep"):
@@ -247,22 +285,18 @@ class Trainer:
 
     def _step_together(self, step: GroupStep, feed: Feed | None) -> _Stepped | None:
         """A step of all trainers, with or without a batch of this one; None when nobody has one."""
-        stop = self._around.stop.is_set()
-        if feed is None and not stop:
+        if feed is None:
             self._around.attend(self._ticket)
         with self._around.status.timed("TrainStep"):
             rate_scale = self._schedule.at(self._steps)
             batch, inputs = (None, None) if feed is None else (feed.batch, feed.inputs)
-            try:
-                joint = step.train_together(batch, inputs, rate_scale, stop)
-            except StoppedError:
-                self._around.stop.set()
-                return None
-        if joint is None:
+            joint = step.train_together(batch, inputs, rate_scale, self._around.stop.is_set())
+        if joint.stop:
+            self._all_stop = True
+            self._around.stop.set()
+        if not len(joint.labels):
             self._ends += 1
             return None
-        if joint.stop:
-            self._around.stop.set()
         return _Stepped(joint.loss, joint.labels, joint.logits, joint.gradient, rate_scale)
 
     def _evaluate(self) -> Metrics | None:

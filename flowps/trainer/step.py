@@ -51,6 +51,7 @@ class Step:
             raise ConfigError(
                 f"trainer.optimizer: Keras has no optimizer {optimizer!r} that takes a learning rate: {error}"
             ) from None
+        loss_scaling = loss_scaling and bool(self._variables)  # it is the optimizer that finds the scale
         if loss_scaling:
             self._optimizer = keras.optimizers.LossScaleOptimizer(self._optimizer)
         self._optimizer.build(self._variables)
@@ -161,8 +162,14 @@ class Step:
         # Not the loss alone: a ReLU turns NaN into 0 on a CPU, so that NaN shows in the gradients only.
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in (objective, gradient, *gradients)])
         if self._variables:
-            self._optimizer.apply(gradients, self._variables)
+            self._optimizer.apply(self._left_out_unless(finite, gradients), self._variables)
         return objective, finite, logits, gradient
+
+    def _left_out_unless(self, finite: Any, gradients: list[Any]) -> list[Any]:
+        """With loss scaling the optimizer looks at its gradients, and must leave out what is not finite elsewhere in the step."""
+        if not self._loss_scaling:
+            return gradients
+        return [tf.where(finite, of, np.nan) for of in gradients]
 
     def _loss_scale(self) -> Any:
         return tf.cast(self._optimizer.dynamic_scale, tf.float32) if self._loss_scaling else 1.0

@@ -483,7 +483,6 @@ def scaled_up(spec: ModelSpec) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="ones", dtype="float32")(x))
 
 
-@pytest.mark.xfail(strict=True, reason="the optimizer sees the dense gradients only: it takes the step, and never lowers the scale")
 def test_an_overflow_in_the_embeddings_gradient_alone_lowers_the_scale_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "flowps_test_scaled_up", SimpleNamespace(build=scaled_up))
     step, (batch, embeddings) = make_narrow("mixed_float16", "flowps_test_scaled_up:build", rate=1e-4), make(32)
