@@ -5,7 +5,7 @@ A decision without I/O: offers in, `Assignment` out, or a MissingWorkersError th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,13 @@ class Assignment:
         if self.hub_resources:
             return {"resources": self.hub_resources}
         return {"workers": [hub.address for hub in self.hubs], "allow_other_workers": True}
+
+    def may_read(self, workers: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether any of these workers, as Dask describes them, may run hub tasks."""
+        return any(
+            all(worker["resources"].get(name, 0) >= amount for name, amount in self.hub_resources.items())
+            for worker in workers.values()
+        )
 
     @property
     def is_one_process(self) -> bool:
@@ -84,7 +91,8 @@ def assign(offers: Sequence[Offer], num_shards: int, num_trainers: int) -> Assig
     if len(trainers) < num_trainers:
         missing.append(
             f"{num_trainers} {_plural('trainer', num_trainers)} requested (trainer.count), {len(trainers)} "
-            f"worker {_plural('process', len(trainers))} offer TRAINER: start a worker process with --resources TRAINER=1 for each"
+            f"worker {_plural('process', len(trainers))} offer TRAINER{_busy(able['TRAINER'])}: start a worker process with "
+            "--resources TRAINER=1 for each"
         )
     if not able["HUB"]:
         missing.append("no worker offers HUB: start a worker with --resources HUB=2, for two hub tasks at once")
@@ -103,7 +111,7 @@ def _by_default(offers: Sequence[Offer], num_shards: int, num_trainers: int) -> 
     if len(trainers) < num_trainers:
         raise MissingWorkersError(
             f"{num_trainers} {_plural('trainer', num_trainers)} requested (trainer.count), the cluster has {len(trainers)} "
-            f"worker {_plural('process', len(trainers))}, and each trainer needs one of its own: start more"
+            f"worker {_plural('process', len(trainers))}{_busy(offers)}, and each trainer needs one of its own: start more"
         )
     others = [offer for offer in offers if offer not in trainers] or list(offers)
     shards = [others[k % len(others)] for k in range(num_shards)]
@@ -117,11 +125,17 @@ def _by_default(offers: Sequence[Offer], num_shards: int, num_trainers: int) -> 
 
 
 def _trainers(offers: Sequence[Offer], count: int) -> list[Offer]:
-    """Up to `count` workers, each in another process, those with a GPU first."""
+    """Up to `count` workers, each in another process and training for no other run, those with a GPU first."""
     found: dict[str, Offer] = {}
-    for offer in sorted(offers, key=lambda offer: -min(1.0, offer.resources.get("GPU", 0))):
+    free = [offer for offer in offers if not offer.trains]
+    for offer in sorted(free, key=lambda offer: -min(1.0, offer.resources.get("GPU", 0))):
         found.setdefault(offer.process, offer)
     return list(found.values())[:count]
+
+
+def _busy(offers: Sequence[Offer]) -> str:
+    busy = len({offer.process for offer in offers if offer.trains})
+    return f" ({busy} more {'is' if busy == 1 else 'are'} training for another run)" if busy else ""
 
 
 def _names(offers: Sequence[Offer]) -> str:

@@ -47,7 +47,7 @@ def launch(config: Config) -> Iterator[tuple[distributed.Client, str]]:
         if config.cluster.mode == "processes":
             raise ConfigError("cluster.mode = processes and cluster.scheduler are both set: give one")
         with _connected(config) as client:
-            yield client, str(client.dashboard_link or "")
+            yield client, _dashboard_of(client)
         return
     if config.cluster.mode == "embedded" and config.trainer.count > 1:
         raise ConfigError(
@@ -90,7 +90,7 @@ def gather_workers(
                 raise
             missing = str(error)
         if not told:
-            say(f"waiting up to {config.cluster.wait_s:.0f} s for workers: {missing}")
+            say(f"waiting up to {config.cluster.wait_s:g} s for workers: {missing}")
             told = True
         _wait_for_change(client, deadline, interrupted)
 
@@ -200,6 +200,15 @@ def _dashboard(cluster: distributed.SpecCluster, address: str) -> str:
     if not address:
         return ""
     return f"http://{address.rpartition(':')[0] or 'localhost'}:{cluster.scheduler.http_server.port}/status"
+
+
+def _dashboard_of(client: distributed.Client) -> str:
+    """The dashboard's address of a scheduler that is there already; "" if it serves none."""
+    # A lambda goes there whole: the scheduler's machine needs no flowps. Its port answers without a dashboard too, for metrics.
+    served = client.run_on_scheduler(
+        lambda dask_scheduler: [type(application).__name__ for application in dask_scheduler.http_application.applications]
+    )
+    return str(client.dashboard_link or "") if "BokehApplication" in served else ""
 
 
 @contextmanager

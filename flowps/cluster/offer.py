@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +22,9 @@ from flowps.errors import ClusterError
 from flowps.version import __version__
 
 ROLES = ("HUB", "PS", "TRAINER")
+
+TRAINER_KEY = "flowps-trainer-"  # how the keys of trainers' tasks begin
+_DASK_SHARE = 0.8  # of a worker's memory limit; beyond it Dask starts no more tasks there, and ends it at 95 %
 
 # Sent as text: a worker that has no flowps, or another one, must be able to answer.
 _VERSION = "__import__('flowps.version').version.__version__"
@@ -37,6 +40,7 @@ class Offer:
     resources    as declared: HUB, PS, TRAINER, GPU
     available    bytes that its process may still take
     process      tells processes of all machines apart
+    trains       whether a trainer of another run is in it: a process can have one
     """
 
     name: str
@@ -46,6 +50,7 @@ class Offer:
     available: int
     process: str
     resources: Mapping[str, float] = field(default_factory=dict)
+    trains: bool = False
 
 
 def workers_now(client: distributed.Client, timeout_s: float | None = None) -> dict[str, dict[str, Any]]:
@@ -71,14 +76,18 @@ def ask(client: distributed.Client, interface: str) -> list[Offer]:
                 f"worker {workers[address]['name']} at {address} has {found}, this command has flowps {__version__}: "
                 "install the same version on all machines"
             )
-    found = client.run(_look_around, interface, workers=list(versions))
+    # What is read goes over Dask's own connections.
+    inner = [address for address in versions if workers[address]["resources"].keys() & {*ROLES} == {"HUB"}]
+    found = client.run(_look_around, interface, inner, workers=list(versions))
     offers = []
     for address, answer in found.items():
         if isinstance(answer, str):
             raise ClusterError(f"worker {workers[address]['name']} at {address}: {answer}")
-        host, available, process = answer
+        host, available, process, trains = answer
         worker = workers[address]
-        offers.append(Offer(str(worker["name"]), address, host, worker["nthreads"], available, process, worker["resources"]))
+        offers.append(
+            Offer(str(worker["name"]), address, host, worker["nthreads"], available, process, worker["resources"], trains)
+        )
     return sorted(offers, key=lambda offer: _natural(offer.name))
 
 
@@ -92,7 +101,7 @@ def is_loopback(host: str) -> bool:
 
 def host_of(address: str) -> str:
     """The host of an address like tcp://10.0.0.2:40331."""
-    return urlsplit(address).hostname or "127.0.0.1"  # inproc:// has none: there is no other process
+    return urlsplit(address).hostname or "127.0.0.1"
 
 
 def available_memory() -> int:
@@ -100,14 +109,26 @@ def available_memory() -> int:
     return min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss)
 
 
-def _look_around(interface: str, dask_worker: distributed.Worker) -> tuple[str, int, str] | str:
-    """Runs on a worker: where it can be reached, its memory, its process; or what is wrong. Dask gives it `dask_worker`."""
+def _look_around(interface: str, inner: Sequence[str], dask_worker: distributed.Worker) -> tuple[str, int, str, bool] | str:
+    """Runs on a worker: where it can be reached, its memory, its process, whether that trains; or what is wrong.
+
+    `inner`: workers of whom nobody asks anything but by way of Dask. Dask gives it `dask_worker`.
+    """
     process = f"{socket.gethostname()}:{os.getpid()}"
     try:
-        host = get_ip_interface(interface) if interface else host_of(dask_worker.address)
+        here = not interface or dask_worker.address in inner
+        host = host_of(dask_worker.address) if here else get_ip_interface(interface)
     except ValueError as error:
         return f"cluster.interface: {socket.gethostname()} has no address on {interface!r}: {error}"
-    return host, available_memory(), process
+    available, limit = available_memory(), dask_worker.memory_manager.memory_limit
+    if limit:
+        available = min(available, int(_DASK_SHARE * limit) - psutil.Process().memory_info().rss)
+    trains = any(
+        task.state in ("executing", "long-running")
+        for key, task in dask_worker.state.tasks.items()
+        if str(key).startswith(TRAINER_KEY)
+    )
+    return host, available, process, trains
 
 
 def _natural(name: str) -> tuple[int, str]:

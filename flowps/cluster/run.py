@@ -6,7 +6,7 @@ import queue
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import distributed
 import msgspec
 
-from flowps.cluster.offer import Offer, workers_now
+from flowps.cluster.offer import TRAINER_KEY, Offer, workers_now
 from flowps.cluster.plan import Plan
 from flowps.cluster.run_dir import RunDir
 from flowps.cluster.shard_report import PlacementReport, ShardReport
@@ -24,7 +24,7 @@ from flowps.errors import ClusterError, FlowpsError, RunDirError, StoppedError
 from flowps.ps.placement import describe, predict, shares
 from flowps.ps.shard import ShardWork
 from flowps.ps.table import TableStats
-from flowps.status.event import Event, Finished, Metrics, from_wire
+from flowps.status.event import Event, Finished, Metrics, Remark, from_wire
 
 _POLL_S = 0.2  # how long an interrupt may wait to be seen
 _STOP_S = 60.0  # for a step to end and the model to be saved
@@ -74,7 +74,7 @@ def run(
     client.subscribe_topic(run_id, lambda event: events.put(from_wire(event[1])))
     report = expected(plan)
     run_dir.place(report)
-    roles = _Roles(client, plan, run_id)
+    roles = _Roles(client, plan, run_id, lambda text: _publish(Remark(text), subscribers))
     try:
         roles.start(str(run_dir.model))
         try:
@@ -114,12 +114,13 @@ def expected(plan: Plan) -> PlacementReport:
 class _Roles:
     """The roles of a run on their workers."""
 
-    def __init__(self, client: distributed.Client, plan: Plan, run_id: str) -> None:
-        self._client, self._plan, self._run_id = client, plan, run_id
+    def __init__(self, client: distributed.Client, plan: Plan, run_id: str, remark: Callable[[str], None]) -> None:
+        self._client, self._plan, self._run_id, self._remark = client, plan, run_id, remark
         self._address = client.scheduler.address
         self._shards: list[Any] = []
         self.trainers: list[distributed.Future] = []
         self._handout: Any = None
+        self._unread_since: float | None = None  # when it was seen first that partitions wait and nobody is there to read them
 
     def start(self, model_path: str) -> None:
         """Create the shards, serve them where a trainer is in another process, and start the trainers."""
@@ -135,7 +136,9 @@ class _Roles:
         peers, handout = self._group() if plan.config.trainer.count > 1 else ([], None)
         for number, offer in enumerate(plan.assignment.trainers):
             task = TrainerTask(self._run_id, number, addresses, token, model_path, peers, handout)
-            self.trainers.append(self._submit(train, task, plan, offer=offer, retries=0))
+            self.trainers.append(
+                self._submit(train, task, plan, offer=offer, retries=0, key=f"{TRAINER_KEY}{self._run_id}-{number}")
+            )
 
     def _group(self) -> tuple[list[str], Any]:
         """Where the trainers wait for each other, and who gives them partitions."""
@@ -159,7 +162,7 @@ class _Roles:
         return self.trainers[0].result()
 
     def check(self) -> None:
-        """Raise ClusterError when a worker that holds a shard or a trainer has gone."""
+        """Raise ClusterError when a worker that holds a shard or a trainer has gone, or when nobody reads any more."""
         there = self._there()
         if not there:
             raise ClusterError(f"the scheduler at {self._address} does not answer any more, or has lost all its workers")
@@ -170,6 +173,33 @@ class _Roles:
                         f"worker {offer.name} at {offer.address} was lost, and {what} {k} with it: look into its log; was it "
                         "killed for its memory?"
                     )
+        self._check_hubs(there)
+
+    def _check_hubs(self, there: Mapping[str, Mapping[str, Any]]) -> None:
+        """Say so when partitions wait and no worker may read them; give up when none has come within cluster.wait_s."""
+        if self._plan.assignment.may_read(there) or not self._waits_for_hub():
+            self._unread_since = None
+            return
+        wait_s, now = self._plan.config.cluster.wait_s, time.monotonic()
+        if self._unread_since is None:
+            self._unread_since = now
+            self._remark(
+                f"all workers that offer HUB are gone: waiting up to {wait_s:g} s for one to read on; start a worker with "
+                "--resources HUB=2"
+            )
+        elif now - self._unread_since >= wait_s:
+            raise ClusterError(
+                f"all workers that offer HUB are gone, and none has come within {wait_s:g} s: look into their logs, start one with "
+                "--resources HUB=2, or let the run wait longer with cluster.wait_s"
+            )
+
+    def _waits_for_hub(self) -> bool:
+        """Whether a hub task waits for a worker that may run it."""
+        # A lambda goes there whole: the scheduler's machine needs no flowps.
+        waiting: bool = self._client.run_on_scheduler(
+            lambda dask_scheduler: any("HUB" in (task.resource_restrictions or ()) for task in dask_scheduler.unrunnable)
+        )
+        return waiting
 
     def request_stop(self, failed: bool = False) -> None:
         """Ask all trainers to stop after their step; if a role has `failed`, without waiting for each other."""
@@ -178,14 +208,14 @@ class _Roles:
         if workers:
             self._client.run(request_stop, self._run_id, failed, workers=workers)
 
-    def _there(self) -> Collection[str]:
+    def _there(self) -> Mapping[str, Mapping[str, Any]]:
         """The workers that the scheduler still has; none, where it does not answer."""
         if self._client.status != "running":  # Dask would wait for it to come back
-            return ()
+            return {}
         try:
             return workers_now(self._client, timeout_s=_STOP_S)
         except (OSError, TimeoutError, RuntimeError):  # Dask's errors of a connection that is lost, or was given up
-            return ()
+            return {}
 
     def raise_first(self) -> None:
         """Raise the error of the trainer that has failed by itself, not because of another."""
@@ -288,7 +318,11 @@ def _follow(
             if done:
                 raise FlowpsError(f"the trainer ended, but its last event did not arrive within {_LAST_EVENT_S:.0f} s") from None
             continue
-        for subscriber in subscribers:
-            subscriber(event)
+        _publish(event, subscribers)
         if isinstance(event, Finished):
             return
+
+
+def _publish(event: Event, subscribers: Sequence[Callable[[Event], None]]) -> None:
+    for subscriber in subscribers:
+        subscriber(event)

@@ -2,7 +2,7 @@
 
 config.toml     the resolved config; `python -m flowps.train RUN_DIR/config.toml` runs it again
 schema.json     columns, slots, hash: what the rows mean
-metrics.jsonl   one line per interval and evaluation
+metrics.jsonl   one line per interval, evaluation and remark
 status.jsonl    one line per status report
 model.keras     the dense model
 embeddings/     one Parquet file per slot
@@ -30,7 +30,7 @@ from flowps.config import Config
 from flowps.errors import RunDirError
 from flowps.hub.schema import Schema
 from flowps.knob import dump
-from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics, Started, StatusReport
+from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics, Remark, Started, StatusReport
 
 _PLACEMENT, _SUMMARY = "placement.json", "summary.json"
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class RunDir:
         """Append an event to the file it belongs to."""
         if isinstance(event, StatusReport):
             self._append(self._status, msgspec.to_builtins(event))
-        elif isinstance(event, Started | Interval | Evaluated | Finished):
+        elif isinstance(event, Started | Interval | Remark | Evaluated | Finished):
             self._append(self._metrics, msgspec.to_builtins(event))
 
     def place(self, report: PlacementReport) -> None:

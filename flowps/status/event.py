@@ -60,6 +60,12 @@ class Interval(_Event, frozen=True):
     epoch_metrics: Metrics
 
 
+class Remark(_Event, frozen=True):
+    """Something happened that people should know, and that the run goes on with or waits for."""
+
+    text: str
+
+
 class Evaluated(_Event, frozen=True):
     """An evaluation has ended."""
 
@@ -97,7 +103,7 @@ class Finished(_Event, frozen=True):
     stopped: bool
 
 
-Event = Started | Progress | Interval | Evaluated | StatusReport | Finished
+Event = Started | Progress | Interval | Remark | Evaluated | StatusReport | Finished
 Emit = Callable[[Event], None]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics, Started, StatusReport
+from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics, Remark, Started, StatusReport
 
 
 def lines(event: Event) -> Iterator[str]:
@@ -16,6 +16,8 @@ def lines(event: Event) -> Iterator[str]:
         )
     elif isinstance(event, Interval):
         yield from _interval(event)
+    elif isinstance(event, Remark):
+        yield event.text
     elif isinstance(event, StatusReport):
         yield from _status(event)
     elif isinstance(event, Evaluated):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,16 @@ def test_trainers_go_first_where_a_gpu_is() -> None:
     offers = [worker("hub", HUB=1, PS=1), worker("a", TRAINER=1), worker("b", TRAINER=1, GPU=2), worker("c", TRAINER=1, GPU=1)]
     assert names(assign(offers, 1, 1).trainers) == ["b"]
     assert names(assign(offers, 1, 3).trainers) == ["b", "c", "a"]
+
+
+def test_a_process_that_trains_for_another_run_is_left_to_it() -> None:
+    busy = replace(worker("a", TRAINER=1), trains=True)
+    offers = [worker("hub", HUB=1, PS=1), busy, worker("b", TRAINER=1)]
+    assert names(assign(offers, 1, 1).trainers) == ["b"]
+    with pytest.raises(MissingWorkersError, match=r"1 worker process offer TRAINER \(1 more is training for another run\): "):
+        assign(offers, 1, 2)
+    with pytest.raises(MissingWorkersError, match=r"the cluster has 0 worker processes \(1 more is training for another run\)"):
+        assign([replace(worker("a"), trains=True)], 1, 1)
 
 
 def test_a_gpu_alone_is_no_role() -> None:

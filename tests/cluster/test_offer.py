@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 
 import distributed
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from flowps.cluster import offer as offer_module
-from flowps.cluster.offer import ask, available_memory, host_of
+from flowps.cluster.offer import TRAINER_KEY, ask, available_memory, host_of
 from flowps.errors import ClusterError
 from flowps.version import __version__
 
@@ -58,6 +59,40 @@ def test_an_interface_that_is_not_there_is_refused_with_those_that_are(client: d
     assert said.startswith("worker ")
     assert f"cluster.interface: {socket.gethostname()} has no address on 'eth77': " in said
     assert "'lo'" in said
+
+
+def test_a_worker_that_only_reads_needs_no_interface() -> None:
+    dash, where = {"dashboard_address": "127.0.0.1:0"}, {"protocol": "inproc://"}
+    options = {**where, **dash, "nthreads": 1, "resources": {"HUB": 1}}
+    with (
+        distributed.SpecCluster(
+            workers={"hub": {"cls": distributed.Worker, "options": options}},
+            scheduler={"cls": distributed.Scheduler, "options": {**where, **dash, "dashboard": False}},
+            silence_logs=logging.WARNING,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        (offer,) = ask(client, "eth77")
+    assert offer.host == host_of(offer.address)
+
+
+def test_dasks_own_memory_limit_is_counted(client: distributed.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = psutil.Process().memory_info().rss * 2
+    for worker in client.cluster.workers.values():
+        monkeypatch.setattr(worker.memory_manager, "memory_limit", limit)
+    assert {0 < offer.available < limit * 0.8 for offer in ask(client, "")} == {True}
+
+
+def test_a_trainer_of_another_run_is_seen_while_it_runs(client: distributed.Client) -> None:
+    leave = distributed.Event("leave")
+    asked = client.submit(lambda: distributed.Event("leave").wait(), key=f"{TRAINER_KEY}other-0", workers=["w-2"], pure=False)
+    deadline = time.monotonic() + 10
+    while not any(offer.trains for offer in ask(client, "")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [offer.name for offer in ask(client, "") if offer.trains] == ["w-2"]
+    leave.set()
+    asked.result()
+    assert not any(offer.trains for offer in ask(client, ""))
 
 
 def test_another_version_is_refused_and_both_are_named(client: distributed.Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import distributed
 import pyarrow.parquet as pq
 import pytest
 
 from flowps.cluster import run as run_module
-from flowps.cluster.plan import Plan
+from flowps.cluster.launch import gather_workers
+from flowps.cluster.plan import Plan, plan
 from flowps.cluster.run import run
 from flowps.cluster.run_dir import RunDir
-from flowps.errors import FlowpsError, RunDirError
-from flowps.status.event import Event, Finished, Interval
-from tests.cluster.conftest import USERS, Started
+from flowps.config import Config
+from flowps.errors import ClusterError, FlowpsError, RunDirError
+from flowps.status.event import Event, Finished, Interval, Remark
+from tests.cluster.conftest import ROWS, USERS, Started
 
 
 @pytest.fixture
@@ -105,6 +109,61 @@ def test_a_last_event_that_never_comes_is_an_error_not_a_wait_for_ever(
     monkeypatch.setattr(run_module, "Finished", type("NeverSent", (), {}))
     with pytest.raises(FlowpsError, match="the trainer ended, but its last event did not arrive within"):
         run(client, made, prepared(made, tmp_path / "run"), [lambda event: None], lambda: False)
+
+
+class TestNobodyReads:
+    """The only hub is lost while partitions wait for it."""
+
+    @pytest.fixture
+    def split(self, make_config: Callable[..., Config]) -> Iterator[tuple[distributed.SpecCluster, distributed.Client, Plan]]:
+        """Two workers in this process, `hub` and one for the rest."""
+        dash, where = {"dashboard_address": "127.0.0.1:0"}, {"protocol": "inproc://"}
+        workers = {
+            name: {"cls": distributed.Worker, "options": {**where, **dash, "name": name, "nthreads": 2, "resources": resources}}
+            for name, resources in (("hub", {"HUB": 1}), ("rest", {"PS": 1, "TRAINER": 1}))
+        }
+        scheduler = {"cls": distributed.Scheduler, "options": {**where, **dash, "dashboard": False}}
+        config = make_config(("cluster.wait_s", 3), ("status.print_interval", 1), ("epochs", 3))
+        with (
+            distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            yield cluster, client, plan(config, gather_workers(client, config, print, lambda: False))
+
+    @pytest.mark.parametrize("another_comes", [True, False])
+    def test_it_is_said_once_and_waited_for(
+        self,
+        split: tuple[distributed.SpecCluster, distributed.Client, Plan],
+        prepared: Callable[[Plan, Path], RunDir],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        another_comes: bool,
+    ) -> None:
+        monkeypatch.setattr(run_module, "_WATCH_S", 0.2)
+        cluster, client, made = split
+        remarks, intervals = [], 0
+
+        def watch(event: Event) -> None:
+            nonlocal intervals
+            if isinstance(event, Interval):
+                intervals += 1
+                if intervals == 2:
+                    cluster.sync(cluster.workers["hub"].close)
+            if isinstance(event, Remark):
+                remarks.append(event.text)
+                if another_comes:
+                    options = {**cluster.worker_spec["hub"]["options"], "name": "another"}
+                    cluster.worker_spec["another"] = {"cls": distributed.Worker, "options": options}
+                    cluster.sync(cluster._correct_state)
+
+        run_dir = prepared(made, tmp_path / "run")
+        if another_comes:
+            assert run(client, made, run_dir, [watch], lambda: False).finished.examples == 3 * ROWS
+        else:
+            with pytest.raises(ClusterError, match=r"all workers that offer HUB are gone, and none has come within 3 s: "):
+                run(client, made, run_dir, [watch], lambda: False)
+        assert len(remarks) == 1
+        assert "waiting up to 3 s for one to read on; start a worker with --resources HUB=2" in remarks[0]
 
 
 def test_every_subscriber_gets_every_event_up_to_the_last(

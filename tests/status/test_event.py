@@ -23,7 +23,7 @@ from flowps.status.event import (
     to_wire,
 )
 from flowps.status.run_status import StageSummary
-from tests.status.samples import EVALUATED, FINISHED, INTERVAL, NOTHING, ONE_CLASS, PROGRESS, REPORT, STARTED
+from tests.status.samples import EVALUATED, FINISHED, INTERVAL, NOTHING, ONE_CLASS, PROGRESS, REMARK, REPORT, STARTED
 
 SAMPLES: list[Event] = [
     STARTED,
@@ -31,6 +31,7 @@ SAMPLES: list[Event] = [
     msgspec.structs.replace(PROGRESS, auc=None, loss=float("nan"), examples_per_s=float("inf")),
     INTERVAL,
     Interval(1, 10, 1.0, 1.0, ONE_CLASS, NOTHING),
+    REMARK,
     EVALUATED,
     Evaluated(1, 0, 0.0, NOTHING),
     REPORT,

@@ -10,7 +10,7 @@ import pytest
 from flowps.status.event import Evaluated, Interval
 from flowps.status.lines import auc, lines, quality
 from flowps.status.run_status import StageSummary
-from tests.status.samples import EVALUATED, FINISHED, INTERVAL, METRICS, NOTHING, ONE_CLASS, PROGRESS, REPORT, STARTED
+from tests.status.samples import EVALUATED, FINISHED, INTERVAL, METRICS, NOTHING, ONE_CLASS, PROGRESS, REMARK, REPORT, STARTED
 
 
 def test_the_start_says_devices_and_what_was_chosen():
@@ -31,6 +31,10 @@ def test_an_interval_is_four_lines():
 def test_an_interval_says_its_own_metrics_not_the_epochs():
     event = Interval(1, 10, 1.0, 1.0, METRICS, ONE_CLASS)
     assert next(lines(event)).startswith("step 10, auc = 0.6715 ")
+
+
+def test_a_remark_is_what_it_says():
+    assert list(lines(REMARK)) == ["worker ps-1 was lost"]
 
 
 def test_an_interval_of_one_class_has_no_auc():
