@@ -1,7 +1,7 @@
 # make train   a fresh machine: creates .venv, installs, generates data with a known answer, trains on it
 # make test    lint, types, import contract, tests; what CI runs
 # make test-deep   the property and stress tests of the embedding tables, forty times as long
-# make test-trainers   several trainers against one: minutes, and so not part of `make test`
+# make test-long   several trainers and how they end, benchmarks that train: minutes, and so not part of `make test`
 # make proto   regenerates flowps/ps/wire/flowps_pb2.py from flowps.proto
 # make bench   measures the workloads and writes the README's table
 
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/quickstart
 
-.PHONY: train test test-deep test-trainers lint proto bench clean
+.PHONY: train test test-deep test-long lint proto bench clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m flowps.synthetic $(DATA)
@@ -22,8 +22,8 @@ test: lint
 test-deep: $(VENV)/installed-test
 	FLOWPS_DEEP=40 $(BIN)/python -m pytest --timeout 3600 tests/ps/test_table.py tests/ps/test_threads.py
 
-test-trainers: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests/trainer/long_group.py tests/trainer/long_group_step.py tests/cluster/long_trainers.py
+test-long: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests/trainer/long_group.py tests/trainer/long_group_step.py tests/cluster/long_trainers.py tests/bench/long_end_to_end.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

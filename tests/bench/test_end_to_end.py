@@ -15,46 +15,6 @@ from bench import end_to_end
 from flowps.synthetic import criteo, generate
 
 
-def test_files_of_the_same_columns_made_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = generate(criteo(), tmp_path / "made", rows=60_000, test_rows=5_000)
-    for split, files in (("train", made.train_files), ("test", made.test_files)):
-        (tmp_path / "data" / split).mkdir(parents=True)
-        for file in files:
-            file.rename(tmp_path / "data" / split / f"part-{file.name}")
-    result = tmp_path / "result.json"
-    arguments = [
-        "criteo",
-        "--data",
-        str(tmp_path / "data"),
-        "--runs",
-        "1",
-        "--json",
-        str(result),
-        "--",
-        "--data.batch_size",
-        "1024",
-        "--status.print_interval",
-        "10",
-    ]
-    monkeypatch.setattr(sys, "argv", ["bench.end_to_end", *arguments])
-    assert end_to_end.main() == 0
-    found = json.loads(result.read_text(encoding="utf-8"))
-    assert (found["workload"], found["net"], found["mode"]) == ("criteo", "small", "embedded")
-    assert found["examples_per_s"] > 0
-    assert found["cpu_s_per_million"] > 0
-    # A part of the run's; and there is one process.
-    assert 0 < found["tree_cpu_s_per_million"] < found["run_cpu_s"] / 60_000 * 1e6
-    assert 1 << 26 < found["peak_rss_sum_bytes"] < 1.05 * found["peak_rss_bytes"]
-    assert set(found["counted"]) <= set(found)
-    assert found["peak_rss_bytes"] > 1 << 26
-    assert found["first_step_s"] > 0
-    assert found["first_step_cold_s"] > 0
-    assert 0 <= found["trainer_wait_share"] <= 1
-    assert found["empty_reads"] == 0
-    assert 0.5 < found["test_auc"] < found["best_auc"] == pytest.approx(made.best_auc)
-    assert found["machine"]["cores"] >= 1
-
-
 def a_run(examples_per_s: float, tree_cpu_s_per_million: float | None = 40.0) -> dict[str, Any]:
     figures = dict.fromkeys(end_to_end._MEDIANS, 1.0)
     return {**figures, "examples_per_s": examples_per_s, "tree_cpu_s_per_million": tree_cpu_s_per_million, "best_auc": 0.8}

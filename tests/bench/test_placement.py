@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench import end_to_end, placement
+from bench import placement
 from flowps.cluster.shard_report import PlacementReport, ShardReport
 from flowps.ps import load
 from flowps.ps.load import SlotLoad
 from flowps.ps.placement import ShardLoad
-from flowps.synthetic import dsp_ctr, generate
 
 
 def test_a_fit_finds_the_costs() -> None:
@@ -66,45 +63,6 @@ def test_unevenness() -> None:
     times = np.array([2 * 5 + 1 * 80 + 40 + (30 * 5 + 10 * 80) / 2 + 40, (30 * 5 + 10 * 80) / 2 + 40, 1 * 5 + 1 * 80 + 40])
     assert found["fitted"]["shares"] == pytest.approx(times / times.sum())
     assert found["fitted"]["time"] == pytest.approx(times.max() / times.mean())
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dsp_ctr")
-    slots = tuple(replace(slot, cardinality=1000) for slot in dsp_ctr().slots[:8])
-    generate(replace(dsp_ctr(), slots=slots), folder, rows=2000, test_rows=100)
-    return folder
-
-
-def test_a_run_on_several_processes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it used is that of all processes; what the shards did is what they have reported."""
-    used: list[end_to_end.Usage] = []
-    train = end_to_end.training
-
-    @contextmanager
-    def training(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[tuple[Path, end_to_end.Usage]]:
-        with train(arguments, environment) as (run_dir, usage):
-            used.append(usage)
-            yield run_dir, usage
-
-    monkeypatch.setattr(end_to_end, "training", training)
-    knobs = ["--data.batch_size", "50", "--status.print_interval", "10"]
-    found = placement.placed(2, "processes", IN_SHARD_NS, data, knobs)
-    assert (found["shards"], found["mode"], found["steps"], found["split"]) == (2, "processes", 40, [])
-    for what in ("predicted", "measured"):
-        shares = found[what]["shares"]
-        for of in ("lookups", "rows", "time"):
-            assert sum(share[of] for share in shares) == pytest.approx(1)
-            assert found[what][of] == pytest.approx(2 * max(share[of] for share in shares))
-    assert sum(found["fitted"]["shares"]) == pytest.approx(1)
-    # Signs are counted, not timed: as predicted, up to chance.
-    assert found["measured"]["lookups"] == pytest.approx(found["predicted"]["lookups"], rel=0.02)
-    (usage,) = used
-    cpu_s = [cpu for _, cpu, _ in usage.samples]
-    assert cpu_s == sorted(cpu_s)
-    assert 0 < cpu_s[-1] < usage.cpu_s + 0.1
-    assert max(peak for _, _, peak in usage.samples) > 1.2 * usage.peak_rss_bytes  # of five processes, beside the largest
-    assert [line["step"] for line, _, _ in usage.samples if line["type"] == "Interval"] == [10, 20, 30, 40]
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,39 +1,29 @@
-"""Several trainers in a run, as a person starts it: what each reads, what becomes of bad data, and a stop."""
+"""Several trainers in a run: what becomes of bad data, of a stop, and many runs on one cluster. For `make test-long`."""
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import distributed
-import keras
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from flowps.cluster.launch import gather_workers, launch
-from flowps.cluster.plan import Plan, plan
+from flowps.cluster.plan import plan
 from flowps.cluster.run import Result, run
 from flowps.cluster.run_dir import RunDir
-from flowps.cluster.trainer_role import Handout, TrainerTask, _own_partitions
 from flowps.config import Config
 from flowps.errors import CapacityError, DataError
-from flowps.hub.partition import Partition, epoch_order
 from flowps.knob import load
 from flowps.status.event import Event, Interval
-from flowps.train import main
-from tests.cluster.conftest import ROWS, Command, rows_of, train_command
+from tests.cluster.conftest import ROWS, Command, rows_of
+from tests.cluster.test_trainers import start
 
-TRAINERS = ("--cluster.mode", "processes", "--cluster.dashboard", "", "--trainer.count", 2)
-# Three partitions for two trainers, and a rest in each one's last batch: 400 = 12 · 32 + 16, 200 = 6 · 32 + 8.
-ODD = ("--data.partition_rows", 200)
+__all__ = ["start"]
 
 
 def with_a_bad_label(samples: Path, folder: Path, row: int) -> Path:
@@ -43,37 +33,6 @@ def with_a_bad_label(samples: Path, folder: Path, row: int) -> Path:
     labels[row] = 7
     pq.write_table(table.set_column(0, "label", pa.array(labels)), folder / "bad.parquet", row_group_size=100)
     return folder / "bad.parquet"
-
-
-# --- the command --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def start(samples: Path) -> Iterator[Callable[..., Command]]:
-    """Start a run of two trainers; nothing of it is left at the end of the test."""
-    started: list[Command] = []
-
-    def start(run_dir: Path, *knobs: object) -> Command:
-        started.append(train_command(samples, run_dir, *TRAINERS, *knobs))
-        return started[-1]
-
-    yield start
-    for command in started:
-        command.close()
-
-
-def test_the_command_trains_every_sample_once_an_epoch(start: Callable[..., Command], tmp_path: Path) -> None:
-    said = start(tmp_path / "run", *ODD, "--epochs", 2, "--model", "dnn", "--trainer.precision", "mixed_bfloat16").succeed()
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["finished"]["examples"] == 2 * ROWS
-    assert summary["finished"]["epochs"] == 2
-    assert summary["test"]["examples"] == 200
-    assert "600 examples in 3 partitions" in said
-    kinds = [json.loads(line)["type"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert kinds.count("Finished") == kinds.count("Evaluated") == kinds.count("Started") == 1, "one trainer speaks for all"
-    assert sum(map(len, rows_of(tmp_path / "run").values())) == summary["rows"]
-    model = keras.models.load_model(tmp_path / "run" / "model.keras")
-    assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
 def test_bad_data_of_one_trainer_end_the_command_soon(start: Callable[..., Command], samples: Path, tmp_path: Path) -> None:
@@ -87,15 +46,6 @@ def test_bad_data_of_one_trainer_end_the_command_soon(start: Callable[..., Comma
     assert sum(map(len, rows_of(tmp_path / "run").values())) == 50
     assert (tmp_path / "run" / "model.keras").exists()
     assert not (tmp_path / "run" / "summary.json").exists()
-
-
-def test_two_trainers_in_one_process_are_refused(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--data.train", samples / "train.parquet", "--run_dir", tmp_path / "run", "--trainer.count", 2]
-    assert main([*map(str, arguments)]) == 2
-    said = capsys.readouterr().err
-    assert "trainer.count = 2 in one process: each trainer needs a process of its own" in said
-    assert "give --cluster.mode processes, or a cluster (--cluster.scheduler)" in said
-    assert not (tmp_path / "run").exists()
 
 
 # --- many runs on one cluster -------------------------------------------------------------------------------------------
@@ -179,61 +129,3 @@ def test_a_stop_ends_all_trainers_after_the_same_step(run_here: Run, in_flight: 
         assert found.finished.steps >= stop_at
         assert found.rows > 0
         assert found.test is None
-
-
-# --- who reads what -----------------------------------------------------------------------------------------------------
-
-
-def test_each_place_is_given_out_once_an_epoch() -> None:
-    handout = Handout()
-    assert [handout.take(0) for _ in range(4)] == [0, 1, 2, 3]
-    assert [handout.take(1) for _ in range(3)] == [0, 1, 2]
-
-
-def test_a_place_is_not_given_out_again_when_others_have_gone_on() -> None:
-    handout = Handout()
-    assert [handout.take(epoch) for epoch in (0, 0, 1, 1)] == [0, 1, 0, 1]
-    assert handout.take(0) >= 2
-    assert handout.take(1) == 2
-
-
-def test_epochs_that_are_over_are_forgotten() -> None:
-    handout = Handout()
-    for epoch in range(1000):
-        handout.take(epoch)
-    assert len(handout._next) < 4
-
-
-class Asked:
-    """A handout as the trainers see it: every answer comes later."""
-
-    def __init__(self) -> None:
-        self._handout = Handout()
-
-    def take(self, epoch: int) -> Any:
-        return SimpleNamespace(result=lambda: self._handout.take(epoch))
-
-
-def readers(made: Plan, epoch: int, handout: Any) -> list[Iterator[Partition]]:
-    tasks = [TrainerTask("run", number, [], "token", "model.keras", ["a:1", "b:2"], handout) for number in range(2)]
-    return [_own_partitions(task, made, epoch) for task in tasks]
-
-
-@pytest.mark.parametrize("shuffle", ["true", "false"])
-def test_a_slow_trainer_reads_fewer_partitions(make_plan: Callable[..., Plan], shuffle: str) -> None:
-    """Whoever asks next gets the next one; together they read the order of the epoch."""
-    made, handout = make_plan(("data.shuffle", shuffle)), Asked()
-    for epoch in range(3):
-        order = epoch_order(made.train, made.config.seed, epoch, made.config.data.shuffle)
-        assert len(order) == 6
-        quick, slow = readers(made, epoch, handout)
-        taken = [next(of) for of in (quick, slow, quick, quick, quick, slow)]
-        assert taken == list(order)
-        assert (next(quick, None), next(slow, None)) == (None, None)
-
-
-def test_a_trainer_alone_reads_all_in_order(make_plan: Callable[..., Plan]) -> None:
-    made = make_plan()
-    task = TrainerTask("run", 0, [""], "token", "model.keras")
-    assert list(_own_partitions(task, made, 0)) == list(epoch_order(made.train, made.config.seed, 0, made.config.data.shuffle))
-    assert task == replace(task, peers=[], handout=None)

@@ -1,11 +1,10 @@
-"""Several trainers against one with the batches of all, and how they end: with their data, at a stop, by each other's errors."""
+"""Several trainers: narrow floats, and how they end: at a stop, by each other's errors. For `make test-long`."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,19 +13,15 @@ from flowps.batch import Batch, Float32
 from flowps.config import Config
 from flowps.errors import ModelError, StoppedError
 from flowps.ps.endpoint import step_of, trainer_of
-from flowps.status.event import Metrics
 from tests.trainer.members import (
     DENSE_WIDTH,
     LONG_S,
     SOON_S,
     Member,
-    Members,
-    Outcome,
     Shards,
     Task,
     abort,
     all_results,
-    batches_of,
     error_of,
     fail,
     hold,
@@ -38,129 +33,11 @@ from tests.trainer.members import (
     tasks,
     train,
 )  # fmt: skip
+from tests.trainer.test_group_step import Epochs, alone, assert_bit_equal, assert_same, epochs_of, pair, processes, together
+
+__all__ = ["pair", "processes"]
 
 pytestmark = pytest.mark.timeout(120)  # a trainer that waits for ever is the failure most of these look for
-
-Epochs = Sequence[list[list[Batch]]]  # [trainer][epoch][step]
-Rows = dict[str, dict[int, Float32]]
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Members]:
-    with closing(Members(2)) as processes:
-        yield processes
-
-
-@pytest.fixture
-def pair(processes: Members) -> list[Member]:
-    return processes.renewed()
-
-
-def epochs_of(sizes: Sequence[Sequence[int]], epochs: int = 1) -> Epochs:
-    """Of each trainer the sizes of its batches; every epoch has others."""
-    return [[batches_of(of, 10 * epoch + n + 1) for epoch in range(epochs)] for n, of in enumerate(sizes)]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What trainers, or one, came to, and the rows they left."""
-
-    outcomes: list[Outcome]
-    rows: Rows
-    unsound: int
-
-
-def together(pair: Sequence[Member], config: Config, epochs: Epochs, test: Sequence[list[Batch]] | None = None) -> Run:
-    """A run of all, with shards of their own."""
-    with serving(len(pair), config.trainer.in_flight) as shards:
-        calls = start_all(pair, tasks(shards, config, epochs, test))
-        return Run(all_results(pair, calls), shards.rows(), shards.unsound())
-
-
-def alone(member: Member, config: Config, epochs: Epochs, test: Sequence[list[Batch]] | None = None) -> Run:
-    """What one trainer makes of it."""
-    whole = None if test is None else [batch for of in test for batch in of]
-    with serving(1, config.trainer.in_flight) as shards:
-        found = member.call(train, Task(config, shards.placement, shards.addresses, joined(epochs), whole))
-        return Run([found], shards.rows(), shards.unsound())
-
-
-def assert_same(found: Run, expected: Run, atol: float = 1e-4) -> None:
-    """All that was learned: dense weights, and rows with their state."""
-    (one,) = expected.outcomes
-    for outcome in found.outcomes:
-        for weight, wanted in zip(outcome.weights, one.weights, strict=True):
-            np.testing.assert_allclose(weight, wanted, rtol=0, atol=atol)
-    assert found.rows.keys() == expected.rows.keys()
-    for slot, rows in expected.rows.items():
-        assert found.rows[slot].keys() == rows.keys(), slot
-        np.testing.assert_allclose([found.rows[slot][sign] for sign in rows], list(rows.values()), rtol=0, atol=atol, err_msg=slot)
-
-
-def assert_of_all(metrics: Metrics | None, expected: Metrics | None) -> None:
-    """Quality over the samples of all trainers."""
-    assert metrics is not None
-    assert expected is not None
-    assert metrics.examples == expected.examples
-    assert metrics.auc == pytest.approx(expected.auc, abs=0.02)  # of a few samples, two of which may change places
-    for name in ("logloss", "prob_mean", "real_mean"):
-        assert getattr(metrics, name) == pytest.approx(getattr(expected, name), abs=1e-4), name
-
-
-def assert_bit_equal(outcomes: Sequence[Outcome]) -> None:
-    """The dense part is one, whoever is asked."""
-    first, *others = outcomes
-    for other in others:
-        assert [w.tobytes() for w in other.weights] == [w.tobytes() for w in first.weights]
-        assert [s.tobytes() for s in other.state] == [s.tobytes() for s in first.state]
-        assert other.intervals == first.intervals
-        assert other.test == first.test
-        assert (other.finished.steps, other.finished.examples) == (first.finished.steps, first.finished.examples)
-
-
-# --- N trainers with batches of B are one with batches of N·B ---------------------------------------------------------------
-
-EVEN = [[8] * 15, [8] * 15]
-UNEVEN = [[8] * 15, [8] * 9 + [5]]  # one has no more while the other goes on
-BARE = [[8, 8, 3], []]  # one never has any
-
-
-@pytest.mark.parametrize(
-    ("sizes", "config"),
-    [
-        (EVEN, make_config(epochs=2, warmup_steps=5, decay="linear", decay_steps=20)),
-        (UNEVEN, make_config(epochs=2, model=":regular")),
-        (BARE, make_config(model=":constant", jit_compile=True)),
-    ],
-    ids=["even", "uneven, a regulariser", "one without data, a model without weights, XLA"],
-)
-def test_two_trainers_are_one_with_twice_the_batch(pair: list[Member], sizes: list[list[int]], config: Config) -> None:
-    epochs, test = epochs_of(sizes, config.epochs), [batches_of([8, 8, 3], 70), batches_of([8], 71)]
-    expected = alone(pair[0], config, epochs, test)
-    found = together(pair, config, epochs, test)
-    assert_same(found, expected)
-    assert_bit_equal(found.outcomes)
-    (one,) = expected.outcomes
-    for n, outcome in enumerate(found.outcomes):
-        assert (outcome.finished.steps, outcome.finished.examples) == (one.finished.steps, one.finished.examples)
-        assert outcome.pushed == len(outcome.tickets) == sum(map(len, epochs[n])), "a push for each batch of its own"
-        assert len(outcome.intervals) == len(one.intervals)
-        for of_all, of_one in zip([*outcome.intervals, outcome.test], [*one.intervals, one.test], strict=True):
-            assert_of_all(of_all, of_one)
-
-
-def test_in_the_asynchronous_mode_every_sample_counts_once(pair: list[Member]) -> None:
-    epochs, test = epochs_of([[8] * 11, [8] * 6 + [5]], epochs=3), [batches_of([8, 4], 70), []]
-    found = together(pair, make_config(in_flight=2, epochs=3), epochs, test)
-    assert_bit_equal(found.outcomes)
-    for outcome, of in zip(found.outcomes, epochs, strict=True):
-        assert outcome.finished.examples == 3 * (88 + 53)
-        assert outcome.finished.steps == 3 * 11
-        assert sum(metrics.examples for metrics in outcome.intervals) == 3 * (88 + 53)
-        assert outcome.test is not None
-        assert outcome.test.examples == 12
-        assert outcome.pushed == len(outcome.tickets) == sum(map(len, of))
-        assert all(np.isfinite(weight).all() for weight in outcome.weights)
 
 
 def moving_means(batches: Sequence[Batch], before: Float32) -> Float32:
