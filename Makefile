@@ -17,7 +17,7 @@ train: $(VENV)/installed
 	$(BIN)/python -m flowps.train examples/quickstart.toml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-deep: $(VENV)/installed-test
 	FLOWPS_DEEP=40 $(BIN)/python -m pytest --timeout 3600 tests/ps/test_table.py tests/ps/test_threads.py

@@ -158,7 +158,7 @@ def _connected(config: Config) -> Iterator[distributed.Client]:
             f"cluster.scheduler: no Dask scheduler answers at {address} within {timeout_s:g} s{said}; is it running, and can this "
             "machine reach it? (dask scheduler prints its address; --cluster.connect_timeout_s waits longer)"
         ) from None
-    with client, _quiet("worker"):
+    with _quiet("worker", "client", "core", "utils"), client:  # also while it closes: who was lost is said in our own words
         yield client
 
 
