@@ -28,6 +28,11 @@ share             the weight of one sign in its bag, from the column that the sl
 arena, index      a table's rows side by side in memory, and the map from signs to them
 stripe            a part of a table by the upper bits of the signs: its entries, its rows, its counts
 stamp             the number of a sign's last use: later uses have larger ones
+cut               a moment of a run at which nothing is in flight: rows, weights and ledger belong together
+checkpoint        a cut on disk; a delta has only what has changed since the one before, and needs it
+section           some columns of a shard's part of a checkpoint, a file of their own
+manifest          the file whose presence makes a checkpoint exist
+ledger            what was read, trained, dropped, replayed: counts that must add up; and which samples of the epoch are trained
 run status        the always-on timings and counters of every role
 knob              one setting of a run: unit, default and range are in `config`
 plan              all that is decided before a role starts

@@ -32,6 +32,10 @@ class RunDirError(FlowpsError):
     """The run directory cannot be written, or belongs to another model."""
 
 
+class CheckpointError(FlowpsError):
+    """A checkpoint cannot be written, is missing or damaged, or is of another model."""
+
+
 class OutputError(FlowpsError):
     """Standard output cannot be written: its reader has gone, or the disk is full."""
 
