@@ -22,12 +22,12 @@ from flowps.ps import optimizer
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
-TABLES = ROOT / "docs" / "tables.md"
+TABLES, CLUSTER = (ROOT / "docs" / name for name in ("tables.md", "cluster.md"))
 
 
 def main() -> int:
     """Rewrite the files."""
-    for path in (README, TABLES):
+    for path in (README, TABLES, CLUSTER):
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 

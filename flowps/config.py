@@ -241,6 +241,9 @@ class Cluster(_Section, frozen=True, kw_only=True):
         str,
         Meta(description="network interface of the shards' and trainers' own traffic, as in eth0; empty: that of the Dask worker"),
     ] = ""
+    lost_after_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="seconds without a sign of life after which a shard's or trainer's worker is lost")
+    ] = 30.0
     rpc_timeout_s: Annotated[
         float, Meta(gt=0, le=86_400, description="seconds for one lookup or push over the network, its repetitions included")
     ] = 60.0
@@ -264,6 +267,11 @@ class Cluster(_Section, frozen=True, kw_only=True):
     )
     threads: Annotated[NonNegative, Meta(le=1024, description="threads for hub tasks; 0: one per core")] = 0
 
+    @property
+    def has_processes(self) -> bool:
+        """Whether roles may be lost one by one."""
+        return bool(self.scheduler) or self.mode == "processes"
+
 
 class Status(_Section, frozen=True, kw_only=True):
     """What the run says about itself."""
@@ -275,6 +283,41 @@ class Status(_Section, frozen=True, kw_only=True):
     )
 
 
+class Checkpoint(_Section, frozen=True, kw_only=True):
+    """When a run is saved whole, so that it can go on from there; also at its end and when it is stopped."""
+
+    url: Annotated[
+        str,
+        Meta(
+            description="folder of the checkpoints, on a file system that all machines share, or an fsspec URL; empty: in run_dir"
+        ),
+    ] = ""
+    every_steps: Annotated[NonNegative, Meta(description="steps between two checkpoints; 0: by time alone")] = 0
+    every_s: Annotated[
+        float, Meta(ge=0, le=1e9, description="seconds between two checkpoints; 0: by steps alone; both 0: none")
+    ] = 600.0
+    keep: Annotated[Positive, Meta(description="checkpoints that are kept, besides those that they need")] = 2
+    full_every: Annotated[
+        Positive,
+        Meta(description="each so many checkpoints all rows are saved, between them only those that have changed; 1: always all"),
+    ] = 1
+    copy_mib: Annotated[
+        Positive, Meta(description="memory of a shard for rows on their way to disk; training waits longer when they are more")
+    ] = 2048
+    on_error: Annotated[
+        Literal["stop", "warn"], Meta(description="what a checkpoint that cannot be written does to the run: end it, or a remark")
+    ] = "stop"
+    recovery: Annotated[
+        Literal["rollback", "none"],
+        Meta(description="when a shard or trainer is lost: all go back to the last checkpoint, or the run ends"),
+    ] = "rollback"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the run is saved at all."""
+        return self.every_steps > 0 or self.every_s > 0
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """A run."""
 
@@ -284,6 +327,8 @@ class Config(_Section, frozen=True, kw_only=True):
     epochs: Annotated[int, Meta(ge=1, le=1_000_000_000, description="passes over data.train")] = 1
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1, description="seed of shuffling, rows and dense weights")] = 0
     run_dir: Annotated[str, Meta(description="where the run leaves its files; empty: runs/<date>-<time>")] = ""
+    resume: Annotated[bool, Meta(description="go on from the newest checkpoint in checkpoint.url that is sound")] = False
+    resume_from: Annotated[str, Meta(description="go on from this checkpoint, or the newest in this folder of checkpoints")] = ""
     data: Data = Data()
     slot_default: SlotDefault = SlotDefault()
     slot: Annotated[tuple[Slot, ...], Meta(description="per-slot settings")] = ()
@@ -291,6 +336,7 @@ class Config(_Section, frozen=True, kw_only=True):
     trainer: Trainer = Trainer()
     ps: Ps = Ps()
     cluster: Cluster = Cluster()
+    checkpoint: Checkpoint = Checkpoint()
     status: Status = Status()
 
     def slot_named(self, name: str) -> Slot:

@@ -60,6 +60,10 @@ class MissingWorkersError(ClusterError):
     """A cluster's workers do not offer all that a run needs; more may join."""
 
 
+class LostRoleError(ClusterError):
+    """A worker that held a shard or a trainer has gone, or gives no sign of life."""
+
+
 class WireError(FlowpsError):
     """A shard's server cannot be started or reached, or refused a call."""
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from itertools import chain, count
@@ -20,13 +20,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
 from rich.console import Console
 
 from flowps.arguments import parse
 from flowps.cluster.announce import announce_plan, announce_result
 from flowps.cluster.launch import gather_workers, launch
 from flowps.cluster.plan import Plan, plan
-from flowps.cluster.run import Result, run
+from flowps.cluster.resume import Resume, find, prepare
+from flowps.cluster.run import Result, Start, run
 from flowps.cluster.run_dir import RunDir
 from flowps.config import Config
 from flowps.errors import FlowpsError, RunDirError, StoppedError
@@ -45,28 +47,47 @@ def train(config: Config, console: Console | None = None) -> Result:
     console = console or PlainConsole()
     console.print(f"flowps {__version__}")
     with _interruptible() as interrupts, launch(config) as (client, dashboard):
-        assignment = gather_workers(client, config, lambda said: console.print(said, soft_wrap=True), lambda: bool(interrupts))
-        planned = plan(config, assignment)
+
+        def say(text: str) -> None:
+            console.print(text, soft_wrap=True)
+
+        def plan_on(resume: Resume | None) -> Plan:
+            return plan(config, gather_workers(client, config, say, lambda: bool(interrupts)), resume)
+
+        resume = find(config, say)
+        planned = plan_on(resume)
         announce_plan(console, planned)
         console.print(f"dashboard: {dashboard or 'off'}", soft_wrap=True)
-        return _train(client, planned, console, interrupts)
+        if resume is not None:
+            say(f"going on from {resume.url}/{resume.last.name}: step {resume.last.step:,}, {resume.ledger.explain()}")
+        return _train(client, planned, console, interrupts, resume, plan_on)
 
 
-def _train(client: Any, planned: Plan, console: Console, interrupts: list[int]) -> Result:
-    config = planned.config
+def _train(
+    client: Any, planned: Plan, console: Console, interrupts: list[int], resume: Resume | None,
+    plan_on: Callable[[Resume | None], Plan],
+) -> Result:  # fmt: skip
+    config, knobs = planned.config, planned.config.checkpoint
     # Absolute: workers are elsewhere.
     run_dir = RunDir(_run_dir_path(config).absolute())
     with closing(run_dir):
-        if run_dir.prepare(config, planned.schema):
+        anew = msgspec.structs.replace(config, resume=False, resume_from="")  # run again, it begins at the beginning
+        if run_dir.prepare(anew, planned.schema, goes_on=resume is not None and config.resume):
             console.print(
                 f"{run_dir.path} held an earlier run with this schema; it is in {run_dir.previous} until this one has finished",
                 soft_wrap=True,
             )
         live = config.status.progress == "live" or (config.status.progress == "auto" and console.is_terminal)
         with Display(console, live, config.epochs, planned.train_rows) as display:
-            result = run(client, planned, run_dir, [run_dir.record, display], lambda: bool(interrupts))
+            saves_to = (knobs.url or str(run_dir.checkpoints)) if knobs.is_on else ""
+            start = Start(saves_to, resume, plan_on if knobs.recovery == "rollback" and config.cluster.has_processes else None)
+            if saves_to:
+                prepare(saves_to, resume, is_newest=config.resume and not config.resume_from)
+            result = run(client, planned, run_dir, [run_dir.record, display], lambda: bool(interrupts), start)
         run_dir.finish(result.summary(planned))
         announce_result(console, planned, result, run_dir)
+        if not result.ledger.adds_up:
+            raise FlowpsError(f"{result.ledger.explain()}; this is a bug of flowps: please report it with {run_dir.path}")
         if result.finished.stopped:
             raise StoppedError(
                 f"stopped by a signal after {result.finished.examples:,} examples; what was trained is in {run_dir.path}"

@@ -75,6 +75,7 @@ def announce_result(console: Console, plan: Plan, result: Result, run_dir: RunDi
         announce_shards(console, result.placement)
     for table in result.tables:
         _announce_losses(console, table)
+    console.print(result.ledger.explain(), soft_wrap=True)
     console.print(
         f"left in {run_dir.path}: {result.rows:,} embedding rows, the dense model, config, schema, metrics, status", soft_wrap=True
     )

@@ -86,7 +86,7 @@ def gather_workers(
         try:
             return assign(ask(client, config.cluster.interface), config.ps.num_shards, config.trainer.count)
         except MissingWorkersError as error:
-            if not config.cluster.scheduler or time.monotonic() >= deadline:
+            if not config.cluster.has_processes or time.monotonic() >= deadline:
                 raise
             missing = str(error)
         if not told:

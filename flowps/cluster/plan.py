@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from flowps.cluster.assign import Assignment
 from flowps.cluster.forecast import Forecast, forecast
 from flowps.cluster.offer import is_loopback
+from flowps.cluster.resume import Resume, check_fits
 from flowps.config import Config, Slot
 from flowps.errors import CapacityError, ConfigError
 from flowps.hub.decode import Dense
@@ -84,10 +85,11 @@ class Plan:
         return _read_spec(self.config, self.schema, training)
 
 
-def plan(config: Config, assignment: Assignment) -> Plan:
-    """List the data, infer the schema, place the slots, project the memory.
+def plan(config: Config, assignment: Assignment, resume: Resume | None = None) -> Plan:
+    """List the data, infer the schema, place the slots, project the memory; for a run that goes on, as it was, where it can be.
 
-    Raises ConfigError without data.train, DataError and SchemaError for the files, CapacityError when it cannot fit.
+    Raises ConfigError without data.train, DataError and SchemaError for the files, CheckpointError when the run would mean
+    something else than the checkpoint `resume`, CapacityError when it cannot fit.
     """
     data = config.data
     _check_group(config, assignment)
@@ -97,6 +99,8 @@ def plan(config: Config, assignment: Assignment) -> Plan:
         )
     train_files = list_files(data.train, "data.train", data.exclude)
     schema = infer(train_files[0].columns, config)
+    if resume is not None:
+        check_fits(resume, config, schema)
     test_files: list[SampleFile] = []
     if data.test:
         test_files = list_files(data.test, "data.test", data.exclude)
@@ -104,15 +108,19 @@ def plan(config: Config, assignment: Assignment) -> Plan:
         check_same(schema.types, found.columns, schema.columns, found.url, train_files[0].url)
     train, test = (tuple(partitions(files, data.partition_rows)) for files in (train_files, test_files))
     expected = forecast(config, schema, train[0], _read_spec(config, schema, training=False)) if config.ps.num_shards > 1 else None
-    placement = place(
-        schema.slots, config.ps.num_shards, expected.loads if expected else None, wire=not assignment.is_one_process
-    )  # fmt: skip
+    placement = resume.placement(schema, config.ps.num_shards) if resume is not None else None
+    if placement is None:
+        placement = place(
+            schema.slots, config.ps.num_shards, expected.loads if expected else None, wire=not assignment.is_one_process
+        )  # fmt: skip
     largest = max(p.num_rows for p in (*train, *test))
     # Decoded values are 8 bytes, once in storage order and once cut into batches.
     values_per_row = max(f.values_per_row for f in (*train_files, *test_files))
     in_hub = int(config.trainer.count * _tasks_in_flight(config, assignment) * largest * values_per_row * 16)
     asked = [_asked_rows(slot) for slot in schema.slots]
     capacity_rows, memory = _capacities(schema.slots, asked, placement.width, in_hub, config, assignment)
+    if resume is not None:
+        capacity_rows = _as_before(capacity_rows, asked, resume)
     return Plan(
         config, schema, train, test, assignment, placement, expected, capacity_rows, tuple(rows > 0 for rows in asked), memory,
         _best_auc(test_files),
@@ -208,6 +216,13 @@ def _capacities(
     rows = tuple(min(n or share[id(slot)], MAX_ROWS) for n, slot in zip(asked, slots, strict=True))
     tables = sum(n * row_bytes(slot) for n, slot in zip(rows, slots, strict=True))
     return rows, Memory(tables, feeds, in_hub, available)
+
+
+def _as_before(rows: Sequence[int], asked: Sequence[int], resume: Resume) -> tuple[int, ...]:
+    """Slots that ask for no rows get what they had, unless memory has become less: the tables are then exactly as they were."""
+    before = resume.last.settings["capacity_rows"]
+    fits = all(then <= now for then, now, n in zip(before, rows, asked, strict=True) if not n)
+    return tuple(then if fits and not n else now for then, now, n in zip(before, rows, asked, strict=True))
 
 
 def _where(machine: _Machine, machines: Sequence[_Machine]) -> str:

@@ -2,12 +2,13 @@
 
 config.toml     the resolved config; `python -m flowps.train RUN_DIR/config.toml` runs it again
 schema.json     columns, slots, hash: what the rows mean
-metrics.jsonl   one line per interval, evaluation and remark
+metrics.jsonl   one line per interval, evaluation, checkpoint and remark
 status.jsonl    one line per status report
 model.keras     the dense model
 embeddings/     one Parquet file per slot
 placement.json  which slots are on which shard, the load that was expected of each and, in the end, the load there was
-summary.json    the end of the run: figures and paths
+summary.json    the end of the run: figures, paths and the ledger
+checkpoints/    the run as it was at some moments, to go on from; unless checkpoint.url names another place
 previous/       what an earlier run left there, until this one has finished
 
 The directory is locked while a run uses it: two at once would leave a mixture.
@@ -30,9 +31,10 @@ from flowps.config import Config
 from flowps.errors import RunDirError
 from flowps.hub.schema import Schema
 from flowps.knob import dump
-from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics, Remark, Started, StatusReport
+from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics, Remark, Saved, Started, StatusReport
 
 _PLACEMENT, _SUMMARY = "placement.json", "summary.json"
+CHECKPOINTS = "checkpoints"
 T = TypeVar("T")
 
 
@@ -70,6 +72,7 @@ class RunDir:
         self.model = path / "model.keras"
         self.embeddings = path / "embeddings"
         self.summary = path / _SUMMARY
+        self.checkpoints = path / CHECKPOINTS
         self.previous = path / "previous"
         self._aside = path / "previous.unfinished"
         self._config, self._schema = path / "config.toml", path / "schema.json"
@@ -77,18 +80,19 @@ class RunDir:
         self._metrics, self._status = path / "metrics.jsonl", path / "status.jsonl"
         self._lock: int | None = None
 
-    def prepare(self, config: Config, schema: Schema) -> bool:
+    def prepare(self, config: Config, schema: Schema, goes_on: bool = False) -> bool:
         """Create the directory, or take it over from an earlier run with the same schema. Returns whether `previous` has results.
 
-        What an earlier run trained is kept in `previous/` until this run has finished. Raises RunDirError when the directory cannot
-        be written, is in use by another run, holds something that is no run, or a run with another schema.
+        What an earlier run trained is kept in `previous/` until this run has finished; of one that `goes_on`, everything stays.
+        Raises RunDirError when the directory cannot be written, is in use by another run, holds something that is no run, or a run
+        with another schema.
         """
         try:
             if os.path.lexists(self.path) and not self.path.is_dir():
                 raise RunDirError(f"run directory {self.path}: is a file; choose another with --run_dir")
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            if self._check_earlier(schema):
+            if self._check_earlier(schema) and not goes_on:
                 self._put_aside()
             self._config.write_text(dump(config), encoding="utf-8")
             self._schema.write_text(json.dumps(schema.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -124,7 +128,7 @@ class RunDir:
         """Append an event to the file it belongs to."""
         if isinstance(event, StatusReport):
             self._append(self._status, msgspec.to_builtins(event))
-        elif isinstance(event, Started | Interval | Remark | Evaluated | Finished):
+        elif isinstance(event, Started | Interval | Saved | Remark | Evaluated | Finished):
             self._append(self._metrics, msgspec.to_builtins(event))
 
     def place(self, report: PlacementReport) -> None:
@@ -154,13 +158,16 @@ class RunDir:
             self._metrics,
             self._status,
             self._placement,
+            self.checkpoints,
             self.previous,
             self._schema,
         ]
         if not self._aside.exists():  # or an interrupted move is taken up again
-            if not any(path.exists() for path in (self.model, self.summary, self.embeddings)):
+            if not any(path.exists() for path in (self.model, self.summary, self.embeddings, self.checkpoints)):
                 for path in left:
-                    if path != self.previous:
+                    if path == self.checkpoints:
+                        shutil.rmtree(path, ignore_errors=True)
+                    elif path != self.previous:
                         path.unlink(missing_ok=True)
                 return
             self._aside.mkdir()
@@ -186,10 +193,10 @@ class RunDir:
             ) from None
         # By way of JSON, so that tuples and lists compare.
         wanted = json.loads(json.dumps(schema.to_json()))
-        difference = _difference(found, wanted)
-        if difference:
+        differs = difference(found, wanted)
+        if differs:
             raise RunDirError(
-                f"run directory {self.path}: holds a run with another schema ({difference}); "
+                f"run directory {self.path}: holds a run with another schema ({differs}); "
                 "choose another with --run_dir, or make the schemas equal"
             )
         return True
@@ -214,7 +221,7 @@ class RunDir:
             raise RunDirError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     """The first thing that makes the rows or the model of two runs different, in words; learning rates and bounds do not."""
     for key in ("label", "dense", "hash"):
         if found.get(key) != wanted[key]:

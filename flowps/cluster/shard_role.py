@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from flowps.batch import Uint64
+from flowps.checkpoint.file import FileEntry
+from flowps.checkpoint.manifest import Manifest, ShardPart
+from flowps.checkpoint.part import PartWriter, read_section
+from flowps.checkpoint.store import Store
+from flowps.checkpoint.writing import Writing
 from flowps.cluster.plan import Plan
 from flowps.config import Config, Slot
 from flowps.errors import FlowpsError, RunDirError
@@ -20,6 +31,7 @@ from flowps.ps.endpoint import Endpoint, LocalEndpoint
 from flowps.ps.export import export_rows
 from flowps.ps.placement import Piece
 from flowps.ps.shard import Shard, ShardWork
+from flowps.ps.snapshot import Columns, Part, TableState
 from flowps.ps.table import TableStats
 from flowps.ps.together import Together
 from flowps.ps.wire.security import Security
@@ -32,6 +44,23 @@ _shards: dict[tuple[str, int], Shard | Together] = {}
 def shard_here(run_id: str, number: int) -> Shard | Together | None:
     """The shard, if it is in this process."""
     return _shards.get((run_id, number))
+
+
+@dataclass(frozen=True)
+class SaveTask:
+    """What a shard is told at a cut.
+
+    url, name   of the folder of checkpoints, and of this one in it
+    step        after which the cut is
+    since       the step of an earlier cut of this run: only what has changed since then; None: all rows
+    copy_bytes  that may wait to be written
+    """
+
+    url: str
+    name: str
+    step: int
+    since: int | None
+    copy_bytes: int
 
 
 class ShardActor:
@@ -56,6 +85,8 @@ class ShardActor:
         self._endpoint: Endpoint = self._together or LocalEndpoint(self._shard, widths)
         self._server: ShardServer | None = None
         self._served_at_s: float | None = None
+        self._writing: Writing | None = None
+        self._states: list[dict[str, Any]] = []
         _shards[run_id, number] = self._together or self._shard
 
     def serve(self, token: str) -> str:
@@ -88,6 +119,71 @@ class ShardActor:
         except OSError as error:
             raise RunDirError(f"{folder}: the rows cannot be written: {error.strerror or error}") from None
 
+    def save(self, task: SaveTask) -> None:
+        """Copy the rows as they are, with nothing in flight, and write them beside training; returns when they are copied.
+
+        `saved` has the files, or what went wrong.
+        """
+        if self._shard is None:
+            raise FlowpsError("the shard was closed: its rows are gone")
+        if self._writing is not None:
+            self._writing.abort(FlowpsError("given up for a later checkpoint"))
+        writing = Writing(PartWriter(Store(task.url), f"{task.name}/shard-{self._number}"), task.copy_bytes)
+        self._writing, self._states = writing, msgspec.to_builtins(self._shard.states())
+        try:
+            for chunk in self._shard.snapshot(task.step, task.since):
+                writing.put(_section(chunk.table, chunk.section), chunk.columns)
+        except Exception as error:  # `saved` raises it: the other shards are to be heard too
+            writing.abort(error)
+        writing.finish()
+
+    def saved(self) -> ShardPart | None:
+        """What `save` has written; None while it writes. Raises what went wrong."""
+        if self._writing is None or not self._writing.done:
+            return None
+        writing, self._writing = self._writing, None
+        try:
+            files = writing.result()
+        except Exception as error:
+            raise alone(error) from None
+        slots = self._plan.schema.slots
+        return ShardPart(
+            [(slots[p.slot].name, p.part, p.parts) for p in self._plan.placement.shards[self._number]], self._states, files
+        )
+
+    def restore(self, url: str, chain: Sequence[Manifest]) -> int:
+        """Take what the checkpoint chain[-1] has of this shard's rows; chain[0] is a full one, deltas follow. Returns the rows."""
+        if self._shard is None:
+            raise FlowpsError("the shard was closed: its rows are gone")
+        store, last = Store(url), chain[-1]
+        slots = self._plan.schema.slots
+        own = [(slots[p.slot].name, p.part, p.parts) for p in self._plan.placement.shards[self._number]]
+        same = [k for k, part in enumerate(last.shards) if [tuple(piece) for piece in part.pieces] == own]
+        names = {name for name, _, _ in own}
+        others = [k for k, part in enumerate(last.shards) if names & {name for name, _, _ in part.pieces}]
+        parts = [
+            Part(
+                [msgspec.convert(state, TableState) for state in last.shards[k].states],
+                [_sections(store, manifest.shards[k].files) for manifest in chain],
+            )
+            for k in same or others
+        ]
+        try:
+            self._shard.restore(parts, self._keeps)
+        except Exception as error:
+            raise alone(error) from None
+        return self._shard.num_rows
+
+    def _keeps(self, slot: str, signs: Uint64) -> NDArray[np.bool_]:
+        """Which of a slot's signs live here."""
+        slots = self._plan.schema.slots
+        piece = next((p for p in self._plan.placement.shards[self._number] if slots[p.slot].name == slot), None)
+        if piece is None:
+            return np.zeros(len(signs), bool)
+        half = np.uint64(32)
+        found: NDArray[np.bool_] = (((signs >> half) * np.uint64(piece.parts)) >> half) == np.uint64(piece.part)
+        return found
+
     def stats(self) -> list[TableStats]:
         """What each table has done and holds."""
         return [] if self._shard is None else self._shard.stats()
@@ -99,6 +195,11 @@ class ShardActor:
         work = self._shard.work()
         return work if self._served_at_s is None else replace(work, busy_s=time.process_time() - self._served_at_s)
 
+    def __del__(self) -> None:
+        """Dask drops the actor when the command that has started it is gone."""
+        with suppress(Exception):
+            self.close()
+
     def release(self) -> None:
         """A role has failed: no trainer waits here for another any longer."""
         if self._together is not None:
@@ -106,6 +207,8 @@ class ShardActor:
 
     def close(self) -> None:
         """Stop serving, and give the memory back."""
+        if self._writing is not None:
+            self._writing.abort(FlowpsError("the shard was closed while it was being saved"))
         if self._together is not None:
             self._together.close()
         if self._server is not None:
@@ -114,6 +217,21 @@ class ShardActor:
             self._shard.close()
         self._shard = self._server = None
         _shards.pop((self._run_id, self._number), None)
+
+
+def _section(table: int, name: str) -> str:
+    return f"table-{table}.{name}"
+
+
+def _sections(store: Store, files: Sequence[FileEntry]) -> Callable[[int, str], Iterator[Columns]]:
+    """The sections of one shard's part of a checkpoint; one that it does not have is empty."""
+    of_section = {file.section: file for file in files}
+
+    def section(table: int, name: str) -> Iterator[Columns]:
+        file = of_section.get(_section(table, name))
+        return iter(()) if file is None else read_section(store, file)
+
+    return section
 
 
 def alone(error: Exception) -> Exception:

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import distributed
 
+from flowps.checkpoint.file import FileEntry
+from flowps.checkpoint.ledger import Ledger
+from flowps.checkpoint.store import Store
+from flowps.cluster.cut import TrainerCuts, gate_of
 from flowps.cluster.plan import Plan
+from flowps.cluster.resume import left_of
 from flowps.cluster.shard_role import alone, security_of, shard_here, signature
 from flowps.errors import FlowpsError, RunDirError
 from flowps.hub.partition import Partition, epoch_order
@@ -30,6 +35,8 @@ from flowps.status.run_status import RunStatus
 if TYPE_CHECKING:  # importing it imports TensorFlow, which only a process with a trainer does
     from flowps.trainer.group import Group
     from flowps.trainer.loop import Trainer
+
+_WANTED_S = 2.0  # between two looks at whether the run is still wanted
 
 # The runs with a trainer in this process: whether they are to stop, and what frees them from waiting for a role that has failed.
 _stops: dict[str, threading.Event] = {}
@@ -67,6 +74,9 @@ class TrainerTask:
     token      that shards want to see
     peers      where the trainers wait for each other, host:port; empty for one alone
     handout    who gives out partitions; None for one alone
+    saves_to   folder of the checkpoints; "": there are none
+    state      where this run begins: the file of a trainer's state in that folder's store `state_in`; None: at the beginning
+    ledger     what was trained until there
     """
 
     run_id: str
@@ -76,6 +86,10 @@ class TrainerTask:
     model_path: str
     peers: list[str] = field(default_factory=list)
     handout: Any = None
+    saves_to: str = ""
+    state_in: str = ""
+    state: FileEntry | None = None
+    ledger: Ledger | None = None
 
 
 def reserve_port() -> int:
@@ -111,6 +125,7 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
     # TensorFlow only where a trainer runs.
     from flowps.trainer.loop import Surroundings, Trainer
     from flowps.trainer.models import ModelSpec
+    from flowps.trainer.state import State
 
     worker, client, status = distributed.get_worker(), distributed.get_client(), RunStatus()
     number, speaks = task.number, task.number == 0
@@ -121,9 +136,12 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
             fetch_ahead=not plan.assignment.is_read_here,
         )  # fmt: skip
 
+    def send(event: Event) -> None:
+        worker.log_event(task.run_id, to_wire(event))
+
     def emit(event: Event) -> None:
         if speaks:
-            worker.log_event(task.run_id, to_wire(event))
+            send(event)
 
     slots = plan.schema.slots
     max_lens = [slot.max_len if slot.pooling == "none" else 0 for slot in slots]
@@ -132,16 +150,24 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
     )  # fmt: skip
     test = plan.test[number :: plan.config.trainer.count]
     with (
-        _stop_flag(task.run_id) as stop, _shard_client(task, plan, status) as shards, _group(task, plan) as group
+        _stop_flag(task.run_id) as stop, _shard_client(task, plan, status) as shards, _group(task, plan) as group,
+        ExitStack() as opened,
     ):  # fmt: skip
+        _ways_out.setdefault(task.run_id, []).append(gate_of(task.run_id).give_up)
+        opened.enter_context(_watched(worker, task.run_id))
+        cuts = opened.enter_context(
+            TrainerCuts(task.run_id, number, task.saves_to, send, lambda path: trainer.model.save_weights(path))
+        )
         around = Surroundings(
-            train=lambda epoch: stream(_own_partitions(task, plan, epoch), epoch, training=True),
+            train=lambda epoch: stream(cuts.follow(_own_partitions(task, plan, epoch)), epoch, training=True),
             test=(lambda: stream(test, 0, training=False)) if plan.test else None,
             lookup=lambda ticket, batch, training: shards.lookup(batch_id(number, ticket), batch, training),
             push=lambda ticket, gradient, scale: shards.push(batch_id(number, ticket), gradient, scale),
             emit=emit, status=status, stop=stop, group=group,
             attend=lambda ticket: shards.attend(batch_id(number, ticket)) if plan.steps_together else None,
             give_up=lambda ticket: shards.forget(batch_id(number, ticket)) if plan.steps_together else None,
+            cut=cuts.cut,
+            resume=None if task.state is None else State.of_bytes(Store(task.state_in).get(task.state)),
         )  # fmt: skip
         trainer = Trainer(spec, plan.config, around)
         emit(Started(trainer.feed_threads, plan.config.trainer.in_flight, plan.hub_threads, plan.tasks_in_flight, trainer.devices))
@@ -161,6 +187,8 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
 def _own_partitions(task: TrainerTask, plan: Plan, epoch: int) -> Iterator[Partition]:
     """The partitions that this trainer reads in an epoch: all, or whichever it is given when it asks for the next."""
     order = epoch_order(plan.train, plan.config.seed, epoch, plan.config.data.shuffle)
+    if task.ledger is not None and epoch == task.ledger.epoch:
+        order = list(left_of(order, task.ledger))
     if task.handout is None:
         yield from order
         return
@@ -220,6 +248,28 @@ def _shard_client(task: TrainerTask, plan: Plan, status: RunStatus) -> Iterator[
         client = PsClient(shards, plan.placement, slots, status)
         opened.callback(client.close)
         yield client
+
+
+@contextmanager
+def _watched(worker: distributed.Worker, run_id: str) -> Iterator[None]:
+    """End the trainer's waiting when nobody wants its result any more: the command that has started it is gone."""
+    ended = threading.Event()
+    key = worker.get_current_task()
+
+    def watch() -> None:
+        while not ended.wait(_WANTED_S):
+            task = worker.state.tasks.get(key)
+            if task is None or task.state in ("cancelled", "released"):
+                request_stop(run_id, failed=True)
+                return
+
+    thread = threading.Thread(target=watch, name="flowps-wanted", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

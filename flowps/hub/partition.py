@@ -57,13 +57,22 @@ class SampleFile:
 
 @dataclass(frozen=True)
 class Partition:
-    """Some neighbouring row groups of one file: what one hub task reads. `first_row` counts from the start of the file."""
+    """Some neighbouring row groups of one file: what one hub task reads. `first_row` counts from the start of the file.
+
+    skip   rows that come first in the order in which an epoch reads them, and are left out: they were trained before
+    """
 
     url: str
     row_groups: tuple[int, ...]
     first_row: int
     num_rows: int
     hive: tuple[tuple[str, str], ...] = ()
+    skip: int = 0
+
+    @property
+    def rows_left(self) -> int:
+        """Rows that are read."""
+        return self.num_rows - self.skip
 
 
 def list_files(sources: Sequence[str], knob: str, exclude: Sequence[str] = ()) -> list[SampleFile]:

@@ -66,8 +66,11 @@ def read_partition(partition: Partition, spec: ReadSpec, epoch: int, open_rows: 
     if spec.shuffle:
         key = [spec.seed, epoch, partition.first_row, *partition.url.rsplit("/", 1)[-1].encode()]
         order = np.random.default_rng(key).permutation(partition.num_rows)
-    first = min((spec.batch_size - open_rows) % spec.batch_size, partition.num_rows)
-    bounds = [*([0] if first else []), *range(first, partition.num_rows, spec.batch_size), partition.num_rows]
+    if partition.skip:
+        order = (np.arange(partition.num_rows) if order is None else order)[partition.skip :]
+    left = partition.rows_left
+    first = min((spec.batch_size - open_rows) % spec.batch_size, left)
+    bounds = [*([0] if first else []), *range(first, left, spec.batch_size), left]
     return PartitionBatches(cut(columns, order, bounds), time.perf_counter() - start)
 
 
@@ -146,7 +149,7 @@ class HubStream(Iterator[Batch]):
         rows = 0
         for partition in order:
             yield partition, rows % self._spec.batch_size
-            rows += partition.num_rows
+            rows += partition.rows_left
 
     def _submit(self) -> None:
         for partition, open_rows in self._tasks:

@@ -154,13 +154,7 @@ class Memory:
             self.meta[full, layout.CLOSED] = 1
             return
         size = min(self.max_size, math.ceil(self.size * _GROWTH) + 1)
-        try:
-            larger = self._new_index(size, touch=False)
-        except MemoryError:
-            raise CapacityError(
-                f"the index of slots {names(self._slots)} cannot grow to {self.num_stripes * size * _ENTRY_BYTES / 2**30:.1f} GiB; "
-                "lower their capacity_rows, or set hash_size to bound the signs"
-            ) from None
+        larger = self._larger(size)
         old, self.index = self.index, larger
         self._set_size(size)
         self.meta[:, layout.CLOSED] = 0  # those that still find no rows are closed again
@@ -171,6 +165,21 @@ class Memory:
             index_kernels.rebuild(old, larger, self.entries, self.bits, stripes[part], stripes[part + 1])
 
         self._team.run(work, parts)
+
+    def resize(self, size: int) -> None:
+        """Give the index of a table without rows another size, at most `max_size`. Raises CapacityError where it cannot be had."""
+        if size != self.size:
+            self.index = self._larger(size)
+            self._set_size(size)
+
+    def _larger(self, size: int) -> Uint64:
+        try:
+            return self._new_index(size, touch=False)
+        except MemoryError:
+            raise CapacityError(
+                f"the index of slots {names(self._slots)} cannot grow to {self.num_stripes * size * _ENTRY_BYTES / 2**30:.1f} GiB; "
+                "lower their capacity_rows, or set hash_size to bound the signs"
+            ) from None
 
     def _set_size(self, size: int) -> None:
         self.size = size

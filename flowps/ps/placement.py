@@ -70,11 +70,16 @@ def place(
         k = min(free, key=lambda k: (busy[k], k))
         shards[k].append(piece)
         busy[k] += cost
+    return Placement(tuple(tuple(sorted(shard)) for shard in shards), *columns_of(slots))
+
+
+def columns_of(slots: Sequence[Slot]) -> tuple[tuple[int, ...], int]:
+    """First float of each slot in a pooled line, and the line's width."""
     columns, width = [], 0
     for slot in slots:
         columns.append(width)
         width += slot.width
-    return Placement(tuple(tuple(sorted(shard)) for shard in shards), tuple(columns), width)
+    return tuple(columns), width
 
 
 def predict(placement: Placement, slots: Sequence[Slot], loads: Sequence[SlotLoad], *, wire: bool = True) -> list[ShardLoad]:

@@ -1,13 +1,14 @@
 """`Recency`: the numbers of lookups and the stamps they give, which batches are in flight, and what has outlived its time.
 
-Threads: `begin` and `valid` are called under the table's index lock; the others by any thread.
+Threads: `begin` and `valid` are called under the table's index lock, `cut` and `resume` while nothing is in flight; the others by
+any thread.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from flowps.ps.memory import names
 
 _MAX_STAMP = (1 << 33) - 1
 _TTL_MARKS = 1024  # moments of the past that a time-to-live is measured with
+_MAX_CUTS = 64  # that are remembered
+
+Moments = Sequence[tuple[int, int]]  # number and first stamp of lookups in the past, ascending
 
 
 class Recency:
@@ -33,6 +37,7 @@ class Recency:
         self._lives = np.array([slot.ttl_steps for slot in slots], np.int64)
         # Number and first stamp of lookups in the past, for each time to live.
         self._marks: dict[int, deque[tuple[int, int]]] = {life: deque() for life in set(self._lives.tolist()) if life}
+        self._cuts: dict[int, int] = {}  # the first stamp given after each
         self._lock = threading.Lock()  # guards in_flight
         self.in_flight: dict[int, int] = {}
         self.next_stamp = 1
@@ -53,6 +58,8 @@ class Recency:
             self.next_stamp -= by
             for life, begun in self._marks.items():
                 self._marks[life] = deque((number, max(0, first - by)) for number, first in begun)
+            # Rows that were touched since a cut may have become as old as all others: all count as touched.
+            self._cuts = dict.fromkeys(self._cuts, 0)
             if self.next_stamp + stamps > _MAX_STAMP:
                 raise CapacityError(
                     f"a batch of the table of slots {self._who} has been in flight for so long that lookups cannot be numbered "
@@ -89,3 +96,32 @@ class Recency:
             if begun[0][0] <= number - life:
                 valid[self._lives == life] = min(begun[0][1], int(oldest))
         return valid
+
+    # --- cuts ---------------------------------------------------------------------------------------------------------
+
+    def cut(self, name: int) -> None:
+        """Remember this moment under a name. Of more than 64 the first is forgotten."""
+        self._cuts.pop(name, None)
+        self._cuts[name] = self.next_stamp
+        if len(self._cuts) > _MAX_CUTS:
+            del self._cuts[next(iter(self._cuts))]
+
+    def since(self, name: int) -> int:
+        """The stamp from which on rows were touched after a cut; rows touched before may have one too, never the other way round.
+
+        Raises KeyError for a cut that is not remembered.
+        """
+        return self._cuts[name]
+
+    def forget_cut(self, name: int) -> None:
+        """The cut will not be asked for any more. Idempotent."""
+        self._cuts.pop(name, None)
+
+    def moments(self) -> dict[int, list[tuple[int, int]]]:
+        """For each time to live, the moments it is measured with."""
+        return {life: list(begun) for life, begun in self._marks.items()}
+
+    def resume(self, lookups: int, next_stamp: int, moments: Mapping[int, Moments]) -> None:
+        """Go on as another `Recency` did; a time to live that it did not measure begins now."""
+        self.lookups, self.next_stamp = lookups, next_stamp
+        self._marks = {life: deque(moments.get(life, ())) for life in self._marks}

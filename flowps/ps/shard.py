@@ -22,6 +22,8 @@ from flowps.config import Slot
 from flowps.errors import CapacityError, DataError, UnknownBatchError
 from flowps.ps import optimizer
 from flowps.ps.memory import row_bytes
+from flowps.ps.restore import Keep, refill
+from flowps.ps.snapshot import Chunk, Part, TableState, chunks, copiers, state_of
 from flowps.ps.table import Bags, Table, TableStats, Touched
 from flowps.ps.team import Team
 
@@ -216,6 +218,56 @@ class Shard:
                     chosen = signs[by_slot[at : min(at + chunk_rows, end)]]
                     known, weights, state = table.values(chosen)
                     yield SlotRows(self._slots[position], chosen[known], weights, state)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def states(self) -> list[TableState]:
+        """Of each table, all that a checkpoint needs of it beside its snapshot. At a cut."""
+        return [state_of(table) for _, table in self._tables]
+
+    def snapshot(self, name: int, since: int | None) -> Iterator[Chunk]:
+        """A copy of the tables at this cut, section by section; `snapshot` says which there are.
+
+        name    of the cut, for later ones to ask for what changed after it; the last 64 are remembered
+        since   the name of an earlier cut: only what was touched after it; None: everything
+
+        Raises KeyError, before anything is copied, when the cut `since` is not remembered: there was none, not of these tables,
+        or too long ago. No batch may be in flight and nobody else may use the shard until the last chunk has been taken.
+        """
+        marks = [None if since is None else table.recency.since(since) for _, table in self._tables]
+        for _, table in self._tables:
+            table.recency.cut(name)
+        return self._chunks(marks)
+
+    def _chunks(self, marks: Sequence[int | None]) -> Iterator[Chunk]:
+        team = copiers(self._team.size)
+        try:
+            for number, ((_, table), mark) in enumerate(zip(self._tables, marks, strict=True)):
+                yield from chunks(table, number, mark, team)
+        finally:
+            team.close()
+
+    def forget_cut(self, name: int) -> None:
+        """Nothing will be asked for since this cut, or its snapshot was not kept. Idempotent."""
+        for _, table in self._tables:
+            table.recency.forget_cut(name)
+
+    def restore(self, parts: Sequence[Part], keep: Keep) -> None:
+        """Fill the shard, which has no rows yet, with those of earlier shards; `restore` says what will be as it was.
+
+        parts   what the earlier shards have left; slots that do not live here are passed over, those without rows begin empty
+        keep    which of some signs of a slot live here
+
+        Raises CheckpointError where they are damaged or do not fit the slots, CapacityError where they are more than capacity_rows;
+        the shard is then of no use.
+        """
+        assert not any(table.num_rows or table.recency.lookups for _, table in self._tables), "only a fresh shard can be restored"
+        team = copiers(self._team.size)
+        try:
+            for _, table in self._tables:
+                refill(table, parts, keep, team)
+        finally:
+            team.close()
 
     def close(self) -> None:
         """End the shard's threads. Idempotent."""

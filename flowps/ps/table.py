@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -335,6 +336,18 @@ class Table:
             unsound=self._unsound,
             last_unsound=self._last_unsound,
         )
+
+    @contextmanager
+    def at_rest(self) -> Iterator[Memory]:
+        """The table's memory, for as long as which nobody else reads or writes it. No batch may be in flight."""
+        with self._index_lock, self._push_lock:
+            assert not self.recency.in_flight, "rows are saved and restored at a cut, when no batch is in flight"
+            yield self.memory
+
+    def resume(self, pushes: int, dropped: int = 0, unsound: int = 0, last_unsound: tuple[str, int] | None = None) -> None:
+        """Go on counting where another table stopped: optimizers that correct their means go by the number of pushes."""
+        with self._index_lock, self._push_lock:
+            self._pushes, self._dropped, self._unsound, self._last_unsound = pushes, dropped, unsound, last_unsound
 
     # --- lookup -------------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,44 @@ class Interval(_Event, frozen=True):
     epoch_metrics: Metrics
 
 
+class AtCut(_Event, frozen=True):
+    """Trainer `trainer` has nothing in flight after `step`, and waits until it is told to go on. Every trainer says so.
+
+    examples   trained so far, by all trainers
+    read       samples that have come to this trainer since it began
+    taken      of each partition of the epoch that this trainer reads: url, first row, rows, and how many of them are trained
+    last       whether the run ends with this cut
+    """
+
+    trainer: int
+    step: int
+    epoch: int
+    examples: int
+    read: int
+    taken: list[tuple[str, int, int, int]]
+    last: bool
+
+
+class TrainerWritten(_Event, frozen=True):
+    """The files of the dense part of the cut after `step` are written; `error`: or why they are not."""
+
+    step: int
+    files: list[dict[str, Any]]
+    error: str = ""
+
+
+class Saved(_Event, frozen=True):
+    """A checkpoint exists. `pause_s`: how long training waited for it; `seconds`: until it was written; `kind`: full or delta."""
+
+    name: str
+    step: int
+    kind: str
+    rows: int
+    bytes: int
+    pause_s: float
+    seconds: float
+
+
 class Remark(_Event, frozen=True):
     """Something happened that people should know, and that the run goes on with or waits for."""
 
@@ -103,7 +141,7 @@ class Finished(_Event, frozen=True):
     stopped: bool
 
 
-Event = Started | Progress | Interval | Remark | Evaluated | StatusReport | Finished
+Event = Started | Progress | Interval | AtCut | TrainerWritten | Saved | Remark | Evaluated | StatusReport | Finished
 Emit = Callable[[Event], None]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics, Remark, Started, StatusReport
+from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics, Remark, Saved, Started, StatusReport
 
 
 def lines(event: Event) -> Iterator[str]:
@@ -16,6 +16,11 @@ def lines(event: Event) -> Iterator[str]:
         )
     elif isinstance(event, Interval):
         yield from _interval(event)
+    elif isinstance(event, Saved):
+        yield (
+            f"checkpoint {event.name} ({event.kind}): {event.rows:,} rows, {event.bytes / 1e6:,.1f} MB in {event.seconds:.2f} s; "
+            f"training paused {event.pause_s:.3f} s"
+        )
     elif isinstance(event, Remark):
         yield event.text
     elif isinstance(event, StatusReport):

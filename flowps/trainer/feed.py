@@ -7,12 +7,16 @@ flight, the queue needs no other bound, and the staleness of a feed is at most `
 Why no deadlock: the permit is taken before the ticket, so the holder of the lowest undelivered ticket always has its permit and
 never waits for the holder of a higher one.
 
-Threads: `get` is called by one thread (the trainer); `release`, `fail` and `close` by any. A thread's exception is handed to `get`,
-at once, whatever was delivered before; the end of the batches is None from `get`.
+For a cut nothing may be in flight: `hold_from` keeps batches from being looked up, from a ticket on, until it is called again. One
+that was read meanwhile is set aside for the next thread that takes a ticket.
+
+Threads: `get` is called by one thread (the trainer); `release`, `hold_from`, `hold`, `fail` and `close` by any. A thread's
+exception is handed to `get`, at once, whatever was delivered before; the end of the batches is None from `get`.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -72,12 +76,16 @@ class FeedQueue:
         first_ticket: int, stop: threading.Event, status: RunStatus, stage: Stage = lambda batch, embeddings: None,
         starving: bool = True,
     ) -> None:  # fmt: skip
+        self._aside: Batch | None = None  # read, but without a ticket; guarded by the read lock
         self._batches, self._lookup, self._stage, self._stop, self._status = batches, lookup, stage, stop, status
         self._width, self._dense_width, self._starving = width, dense_width, starving
         self._read_lock = threading.Lock()  # held while a batch is read: order of tickets = order of batches
         self._changed = threading.Condition()  # guards everything below
         self._permits = permits
         self._next_ticket = self._deliver = first_ticket
+        self.samples = 0
+        """Samples of all batches that have a ticket."""
+        self._held_from: float = math.inf  # no ticket from this one on is given
         self._end: int | None = None  # the ticket that will not come
         self._ready: dict[int, Feed] = {}
         self._error: BaseException | None = None
@@ -114,6 +122,18 @@ class FeedQueue:
         with self._changed:
             self._permits += 1
             self._changed.notify_all()
+
+    def hold_from(self, ticket: float) -> None:
+        """Give no ticket from this one on, until told otherwise (infinity: give all). Tickets that were given stay given."""
+        with self._changed:
+            self._held_from = ticket
+            self._changed.notify_all()
+
+    def hold(self) -> int:
+        """Give no more tickets; returns the first that was not given. Its feed will not come before `hold_from`."""
+        with self._changed:
+            self._held_from = self._next_ticket
+            return self._next_ticket
 
     def fail(self, error: BaseException) -> None:
         """Make `get` raise `error`."""
@@ -177,30 +197,41 @@ class FeedQueue:
     def _take(self) -> tuple[int, Batch, tuple[float, float, float]] | None:
         """A permit, then a ticket and its batch, with the first three of the feed's times; None when there are no more."""
         began = time.perf_counter()
-        with self._status.timed("PermitWait"), self._changed:
-            self._changed.wait_for(lambda: self._permits > 0 or self._is_over())
-            if self._is_over():
-                return None
-            self._permits -= 1
-        permitted = time.perf_counter()
-        with self._read_lock:
-            if self._is_over():
-                return None
-            try:
-                with self._status.timed("ReadSample"):
-                    batch = next(self._batches, None)
-            except BaseException as error:
-                # Before the lock is free: no other thread may read on and take the end, or a batch behind the gap, for its own.
-                self.fail(error)
-                return None
-            with self._changed:
-                ticket = self._next_ticket
-                if batch is None:
-                    self._end = ticket
-                    self._changed.notify_all()
+        while True:
+            with self._status.timed("PermitWait"), self._changed:
+                self._changed.wait_for(lambda: (self._permits > 0 and not self._is_held()) or self._is_over())
+                if self._is_over():
                     return None
-                self._next_ticket += 1
-            return ticket, batch, (began, permitted, time.perf_counter())
+                self._permits -= 1
+            permitted = time.perf_counter()
+            with self._read_lock:
+                if self._is_over():
+                    return None
+                batch, self._aside = self._aside, None
+                try:
+                    if batch is None:
+                        with self._status.timed("ReadSample"):
+                            batch = next(self._batches, None)
+                except BaseException as error:
+                    # Before the lock is free: no other thread may read on and take the end, or a batch behind the gap, for its own.
+                    self.fail(error)
+                    return None
+                with self._changed:
+                    ticket = self._next_ticket
+                    if batch is None:
+                        self._end = ticket
+                        self._changed.notify_all()
+                        return None
+                    if not self._is_held():
+                        self._next_ticket += 1
+                        self.samples += batch.size
+                        return ticket, batch, (began, permitted, time.perf_counter())
+                    # Held since it had its permit: another thread, or this one, gives the batch its ticket later.
+                    self._aside = batch
+                    self._permits += 1
+
+    def _is_held(self) -> bool:
+        return self._next_ticket >= self._held_from
 
     def _is_over(self) -> bool:
         return self._closed or self._error is not None or self._end is not None

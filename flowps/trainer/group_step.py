@@ -21,6 +21,7 @@ from flowps.trainer.step import Step
 
 _STEP_KEY, _WEIGHTS_KEY, _STATE_KEY, METRICS_KEY = 1, 2, 3, 4  # of collectives, each of one shape
 _NONE = np.empty(0, np.float32)
+_VOTES = 2  # for a stop, for a cut
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Joint:
 
     labels, logits   of all samples of the step; none: no trainer had a batch any more, and no step was taken
     gradient         of this trainer's embeddings, a tensor; None if it had no batch
-    stop             whether any trainer asks to stop
+    stop, cut        whether any trainer asks to stop, or for a cut
     """
 
     loss: float
@@ -37,6 +38,7 @@ class Joint:
     logits: Float32
     gradient: Any
     stop: bool
+    cut: bool
 
 
 class GroupStep(Step):
@@ -46,7 +48,7 @@ class GroupStep(Step):
         self._group, self._batch_size = group, batch_size
         super().__init__(*of_step, **more)
         self._sizes = [int(np.prod(variable.shape)) for variable in self._variables]
-        self._length = sum(self._sizes) + 3 + group.size * (1 + 2 * batch_size)
+        self._length = sum(self._sizes) + 2 + _VOTES + group.size * (1 + 2 * batch_size)
         self._local = tf.function(self._local_step, input_signature=self._signature, jit_compile=self._jit_compile)
         self._sum = tf.function(
             lambda flat: group.sum(flat, _STEP_KEY), input_signature=[tf.TensorSpec((self._length,), tf.float32)]
@@ -57,34 +59,36 @@ class GroupStep(Step):
             input_signature=[self._signature[0], tf.TensorSpec((), tf.float32)],
         )
 
-    def train_together(self, batch: Batch | None, inputs: Any, rate_scale: float, stop: bool) -> Joint:
+    def train_together(self, batch: Batch | None, inputs: Any, rate_scale: float, stop: bool, cut: bool = False) -> Joint:
         """Take a step with everyone, with a batch or without one; none is taken when no trainer has one.
 
         inputs   of `batch`, as `stage` gives them
         stop     ask all to stop after it
+        cut      ask all for a cut, once nothing is in flight
 
         Raises what Step.train raises, and what Group.guarded raises.
         """
         self._set_rate(rate_scale)
         group, most = self._group, self._batch_size
-        head = np.zeros(1 + group.size, np.float32)
-        head[0] = stop
+        head = np.zeros(_VOTES + group.size, np.float32)
+        head[:_VOTES] = stop, cut
         rest = np.zeros((2, group.size, most), np.float32)
         if batch is None:
             gradient, flat = None, tf.zeros(sum(self._sizes) + 2)
         else:
-            head[1 + group.number] = batch.size
+            head[_VOTES + group.number] = batch.size
             flat, gradient, logits = self._called(self._local, batch, *inputs)
             rest[0, group.number, : batch.size] = batch.labels
             rest[1, group.number, : batch.size] = logits.numpy()
         summed = group.guarded(self._sum, tf.concat([flat, head, rest.reshape(-1)], 0))
         tail = summed.numpy()[sum(self._sizes) :]
-        stop = bool(tail[2] > 0)
-        sizes = np.rint(tail[3 : 3 + group.size]).astype(np.int64)
+        stop, cut = (bool(votes > 0) for votes in tail[2 : 2 + _VOTES])
+        tail_of_samples = tail[2 + _VOTES :]
+        sizes = np.rint(tail_of_samples[: group.size]).astype(np.int64)
         samples = int(sizes.sum())
         if not samples:
-            return Joint(0.0, _NONE, _NONE, None, stop)
-        labels, logits = tail[3 + group.size :].reshape(2, group.size, most)
+            return Joint(0.0, _NONE, _NONE, None, stop, cut)
+        labels, logits = tail_of_samples[group.size :].reshape(2, group.size, most)
         took = [np.concatenate([of[k, :n] for k, n in enumerate(sizes)]) for of in (labels, logits)]
         if gradient is not None:
             gradient = self._scaled(gradient, samples / most)
@@ -92,7 +96,7 @@ class GroupStep(Step):
         loss = self._judge(float(tail[0]) * most / samples, finite)
         if gradient is not None and not finite:
             gradient = tf.zeros_like(gradient)
-        return Joint(loss, took[0], took[1], gradient, stop)
+        return Joint(loss, took[0], took[1], gradient, stop, cut)
 
     def share_weights(self) -> None:
         """Begin with trainer 0's weights everywhere, whatever a model has drawn for itself."""

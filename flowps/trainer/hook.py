@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from flowps.batch import Float32
 from flowps.status.event import Emit, Interval, Progress
 from flowps.status.run_status import RunStatus
 from flowps.trainer.metrics import StreamingMetrics
+from flowps.trainer.state import Arrays, named, only
 
 _PROGRESS_S = 0.5
 _WARM_STEPS = 20  # steps before the steady state: compiling, first pages of the tables
@@ -54,6 +57,19 @@ class StepReporter:
         rates = self._interval_steps / seconds, self._interval_examples / seconds
         self._emit(Interval(self._epoch, step, *rates, metrics, self._of_epoch.result()))
         self._begin_interval()
+
+    def state(self) -> Arrays:
+        """What the metrics have seen so far, of the interval and of the epoch's intervals before it."""
+        steps = np.array([self._interval_steps, self._interval_examples])
+        return {"steps": steps, **named("interval/", self._interval.arrays()), **named("epoch/", self._of_epoch.arrays())}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Go on with what `state` gave, if anything. The interval's rates count from now."""
+        if not arrays:
+            return
+        self._interval_steps, self._interval_examples = (int(n) for n in arrays["steps"])
+        self._interval = StreamingMetrics.of_arrays(only(arrays, "interval/"))
+        self._of_epoch = StreamingMetrics.of_arrays(only(arrays, "epoch/"))
 
     def _begin_interval(self) -> None:
         self._interval = StreamingMetrics()

@@ -6,6 +6,7 @@ and callables. Called once per run, on a thread of its own.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -32,7 +33,10 @@ from flowps.trainer.metrics import StreamingMetrics
 from flowps.trainer.models import ModelSpec, build
 from flowps.trainer.push import PushQueue
 from flowps.trainer.schedule import Schedule
+from flowps.trainer.state import Cut, State, named, only
 from flowps.trainer.step import Step
+
+_STEP, _METRICS = "step/", "metrics/"  # beginnings of the names of a state's arrays
 
 
 class BatchStream(Iterator[Batch], Protocol):
@@ -54,6 +58,9 @@ class Surroundings:
     group    the trainers that share one dense update; None: this one is alone
     attend   told the batch id of a step for which this trainer has no batch any more, while others may
     give_up  told the batch id from which on there will be no more steps, while lookups may wait for those of other trainers
+    cut      told where the trainer is, with nothing in flight, at the end and, with checkpoints, between; training goes on when it
+             returns
+    resume   the state of a cut: where this run begins
     """
 
     train: Callable[[int], BatchStream]
@@ -66,6 +73,8 @@ class Surroundings:
     group: Group | None = None
     attend: Callable[[int], None] = lambda ticket: None
     give_up: Callable[[int], None] = lambda ticket: None
+    cut: Callable[[Cut], None] | None = None
+    resume: State | None = None
 
 
 class _Ending(BatchStream):
@@ -141,10 +150,19 @@ class Trainer:
         self._steps = self._examples = 0  # of all trainers
         self._epochs = self._left_out = 0
         self._ends = 0  # epochs' ends that all trainers have met at, each a lookup of its own
-        self._all_stop = False  # whether all trainers have agreed, in a step, to stop after it
+        self._all_stop = self._all_cut = False  # whether all trainers have agreed, in a step, to stop after it, or on a cut
         self._first_step_at = 0.0
         self._hook = StepReporter(around.emit, config.status.print_interval)
         self._clock = SteadyClock(around.status)
+        self._epoch = self._epoch_samples = 0  # the one being trained, and how many of its samples this trainer has trained
+        self._read = 0  # samples that have come, of epochs before this one
+        self._training: FeedQueue | None = None  # feeds of this one
+        self._in_epoch = False
+        self._until: int | None = None  # the ticket before which a trainer that is alone stops
+        self._cut_at: int | None = None  # the ticket before which the next cut is
+        self._cut_timer = time.monotonic()
+        if around.resume is not None:
+            self._restore(around.resume)
 
     def _make_step(self) -> Step:
         """The step, in a TensorFlow that is set up for this run."""
@@ -187,11 +205,14 @@ class Trainer:
         try:
             if isinstance(self._step, GroupStep):
                 self._step.share_weights()
-            for epoch in range(self._config.epochs):
+            for epoch in range(self._epoch, self._config.epochs):
                 self._train_epoch(epoch)
                 if self._is_stopped:
                     break
                 self._epochs += 1
+                self._epoch, self._epoch_samples, self._in_epoch = epoch + 1, 0, False
+            if not self._is_stopped:
+                self._cut(last=True)
             reporter.judge()
             if not self._is_stopped:
                 test = self._evaluate()
@@ -215,6 +236,9 @@ class Trainer:
 
     def _train_epoch(self, epoch: int) -> None:
         self._hook.begin_epoch(epoch + 1)
+        self._in_epoch = True
+        if self._around.resume is not None and epoch == self._around.resume.epoch:
+            self._hook.restore(only(self._around.resume.arrays, _METRICS))
         stream = _Ending(self._around.train(epoch), self._around.stop)
         # Closed in reverse order: the stream first, so that no feed thread still waits for it.
         with (
@@ -222,10 +246,15 @@ class Trainer:
             closing(PushQueue(self._around.push, feeds.fail, self._around.status)) as pushes,
             closing(stream),
         ):
+            self._training = feeds
             self._clock.resume()
             try:
                 while self._train_step(feeds, pushes, stream):
-                    pass
+                    if self._ticket == self._cut_at:
+                        pushes.drain()
+                        feeds.check()
+                        self._cut()
+                        feeds.hold_from(math.inf)
             except BaseException:
                 with suppress(Exception):  # the error that ends the run is the one to show
                     self._around.give_up(self._ticket)
@@ -239,8 +268,11 @@ class Trainer:
                 if not self._all_stop:
                     raise
             self._clock.pause()
+        self._read, self._training = self._read + feeds.samples, None
         if isinstance(self._step, GroupStep):
             self._step.share_state()
+        if self._is_stopped or self._cut_at is not None:
+            self._cut(last=self._is_stopped)
         self._hook.end_interval(self._steps)
 
     def _train_step(self, feeds: FeedQueue, pushes: PushQueue, stream: BatchStream) -> bool:
@@ -252,35 +284,87 @@ class Trainer:
             stepped = None if feed is None else self._step_alone(feed)
         if stepped is None:
             return False
-        if feed is not None:
-            pushes.put(feed.ticket, stepped.gradient, stepped.rate_scale, feeds.release)
         self._steps += 1
         self._examples += len(stepped.labels)
+        # Before the push gives its permit back: until then each trainer has at most so many in flight, this one among them.
+        if self._wants_cut and self._cut_at is None:
+            self._cut_at = self._ticket + self._config.trainer.in_flight - 1
+            feeds.hold_from(self._cut_at)
+        if feed is not None:
+            pushes.put(feed.ticket, stepped.gradient, stepped.rate_scale, feeds.release)
+            self._epoch_samples += feed.batch.size
         self._first_step_at = self._first_step_at or time.time()
         self._hook.after_step(self._steps, self._examples, stepped.loss, stepped.labels, stepped.logits, feeds.depth)
         self._clock.after_step(len(stepped.labels))
         if self._step.left_out > self._left_out:
             self._left_out = self._step.left_out
             self._around.status.count("steps_left_out_by_loss_scaling")
-        return not self._is_stopped
+        return not self._all_stop
 
     def _next_feed(self, feeds: FeedQueue, stream: BatchStream) -> Feed | None:
         """None at the end of the data, or at a stop."""
-        try:
-            return feeds.get()
-        except StoppedError:
-            if not isinstance(self._step, GroupStep):
-                return None
-            if not self._around.stop.is_set():
-                raise
+        alone = not isinstance(self._step, GroupStep)
+        if not (alone and self._around.stop.is_set()):
+            try:
+                return feeds.get()
+            except StoppedError:
+                if not self._around.stop.is_set():
+                    raise
+        if alone:
+            # What is in flight is trained: nothing that was looked up is left without its push.
+            self._until = feeds.hold() if self._until is None else self._until
+            return feeds.get(stoppable=False) if self._ticket < self._until else None
         # The others count on this one for a step more, with the batch if it was looked up: their lookups may have waited for it.
         stream.close()
         return feeds.get(stoppable=False)
+
+    # --- cuts ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _wants_cut(self) -> bool:
+        """Whether a cut is due after as many steps as are in flight."""
+        knobs = self._config.checkpoint
+        if self._around.cut is None or not knobs.is_on:
+            return False
+        following = self._steps + self._config.trainer.in_flight - 1
+        return self._all_cut or (knobs.every_steps > 0 and following % knobs.every_steps == 0)
+
+    @property
+    def _is_time_for_cut(self) -> bool:
+        every_s = self._config.checkpoint.every_s
+        return self._around.cut is not None and every_s > 0 and time.monotonic() - self._cut_timer >= every_s
+
+    def _cut(self, last: bool = False) -> None:
+        """Let the run be saved as it is now, with nothing in flight."""
+        if self._around.cut is None:
+            return
+        if isinstance(self._step, GroupStep) and not last:
+            self._step.share_state()
+        with self._around.status.timed("CheckpointPause"):
+            group = self._around.group
+            state = self._state() if group is None or group.number == 0 else None
+            read = self._read + (self._training.samples if self._training is not None else 0)
+            self._around.cut(Cut(self._steps, self._epoch, self._examples, self._epoch_samples, read, last, state))
+        self._cut_at, self._all_cut, self._cut_timer = None, False, time.monotonic()
+
+    def _state(self) -> State:
+        arrays = named(_STEP, self._step.state())
+        if self._in_epoch:
+            arrays |= named(_METRICS, self._hook.state())
+        return State(self._steps, self._examples, self._epoch, self._ends, arrays)
+
+    def _restore(self, state: State) -> None:
+        self._steps, self._examples, self._epoch, self._ends = state.steps, state.examples, state.epoch, state.ends
+        self._epochs = state.epoch
+        self._step.restore(only(state.arrays, _STEP))
+
+    # --- steps --------------------------------------------------------------------------------------------------------
 
     def _step_alone(self, feed: Feed) -> _Stepped:
         with self._around.status.timed("TrainStep"):
             rate_scale = self._schedule.at(self._steps)
             loss, logits, gradient = self._step.train(feed.batch, feed.embeddings, rate_scale, feed.inputs)
+        self._all_cut = self._is_time_for_cut
         return _Stepped(loss, feed.batch.labels, logits, gradient, rate_scale)
 
     def _step_together(self, step: GroupStep, feed: Feed | None) -> _Stepped | None:
@@ -290,7 +374,8 @@ class Trainer:
         with self._around.status.timed("TrainStep"):
             rate_scale = self._schedule.at(self._steps)
             batch, inputs = (None, None) if feed is None else (feed.batch, feed.inputs)
-            joint = step.train_together(batch, inputs, rate_scale, self._around.stop.is_set())
+            joint = step.train_together(batch, inputs, rate_scale, self._around.stop.is_set(), self._is_time_for_cut)
+        self._all_cut = self._all_cut or joint.cut
         if joint.stop:
             self._all_stop = True
             self._around.stop.set()

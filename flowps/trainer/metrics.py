@@ -5,6 +5,9 @@ Called by one thread per object. scikit-learn agrees (tests/trainer/test_metrics
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,6 +62,25 @@ class StreamingMetrics:
         found._positives, found._negatives = (np.rint(part).astype(np.int64) for part in (state[:_BINS], state[_BINS : 2 * _BINS]))
         found._examples = round(state[2 * _BINS])
         found._logloss, found._prob, found._real = (float(x) for x in state[2 * _BINS + 1 :])
+        return found
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that was seen, as arrays for a file; most bins are empty and are left out."""
+        self._flush()
+        used = np.flatnonzero(self._positives + self._negatives)
+        return {
+            "bins": used, "positives": self._positives[used], "negatives": self._negatives[used],
+            "sums": np.array([self._examples, self._logloss, self._prob, self._real]),
+        }  # fmt: skip
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> StreamingMetrics:
+        """The object that gave `arrays`."""
+        found = StreamingMetrics()
+        found._positives[arrays["bins"]] = arrays["positives"]
+        found._negatives[arrays["bins"]] = arrays["negatives"]
+        found._examples = round(arrays["sums"][0])
+        found._logloss, found._prob, found._real = (float(x) for x in arrays["sums"][1:])
         return found
 
     def result(self) -> Metrics:

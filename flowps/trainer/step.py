@@ -5,6 +5,7 @@ Runs where TensorFlow puts it: on a GPU when it sees one. Called by the trainer'
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from flowps.batch import Batch, Float32, Int32
-from flowps.errors import ConfigError, ModelError
+from flowps.errors import CheckpointError, ConfigError, ModelError
 from flowps.trainer.models import ModelSpec
 
 _LEAST_SCALE = 2.0**-10  # of losses, as float16 needs it to be large
@@ -100,6 +101,33 @@ class Step:
         if not np.isfinite(found).all():
             raise ModelError("a prediction is NaN or infinite: look for what only the test data hold, and check your model")
         return found
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """A copy of all variables, of the model and of its optimizer, by name."""
+        return {name: np.array(variable) for name, variable in self._state_variables()}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take the variables that `state` gave. Raises CheckpointError where they are those of another model or optimizer."""
+        own = dict(self._state_variables())
+        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+        wanted = {name: tuple(variable.shape) for name, variable in own.items()}
+        differ = [name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name)]
+        if differ:
+            first = differ[0]
+            raise CheckpointError(
+                f"the dense model or its optimizer is another one: variable {first}"
+                f"{f' ({own[first].path})' if first in own else ''} has shape {shapes.get(first, 'none')} in the checkpoint, "
+                f"{wanted.get(first, 'none')} in this run ({len(differ)} differ); use the checkpoint's model, net.hidden and "
+                "trainer.optimizer, or start a new run"
+            )
+        for name, variable in own.items():
+            variable.assign(arrays[name])
+
+    def _state_variables(self) -> Iterator[tuple[str, Any]]:
+        """By their places in the lists of the model and its optimizer: Keras numbers the names of layers through the process."""
+        for kind, variables in (("model", self.model.variables), ("optimizer", self._optimizer.variables)):
+            for place, variable in enumerate(variables):
+                yield f"{kind}/{place}", variable
 
     def _set_rate(self, rate_scale: float) -> None:
         if rate_scale != self._rate_scale:

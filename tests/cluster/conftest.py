@@ -33,14 +33,19 @@ ROWS, USERS, ITEMS = 600, 20, 30
 Started = Callable[..., tuple[distributed.Client, Plan]]
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+def write_data(path: Path) -> Path:
     """Six row groups; the label depends on the user."""
     rng = np.random.default_rng(0)
     users = rng.integers(0, USERS, ROWS)
     columns = {"label": (users % 2).astype(np.int8), "x": rng.random(ROWS, np.float32), "user": users}
-    pq.write_table(pa.table(columns), tmp_path / "data.parquet", row_group_size=100)
-    return tmp_path / "data.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=100)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A file of samples."""
+    return write_data(tmp_path / "data.parquet")
 
 
 @pytest.fixture
@@ -48,16 +53,17 @@ def make_config(data: Path) -> Callable[..., Config]:
     """A run over the data, with more knobs: `make_config(("trainer.in_flight", 1))`."""
 
     def make(*knobs: tuple[str, object]) -> Config:
-        given = [
-            ("data.train", str(data)),
-            ("data.batch_size", 32),
-            ("data.partition_rows", 100),
-            ("cluster.dashboard", ""),
-            *knobs,
-        ]
-        return load(None, [(path, [str(value)]) for path, value in given])
+        return config_of(data, *knobs)
 
     return make
+
+
+def config_of(data: Path, *knobs: tuple[str, object]) -> Config:
+    """A run over the data."""
+    given = [
+        ("data.train", str(data)), ("data.batch_size", 32), ("data.partition_rows", 100), ("cluster.dashboard", ""), *knobs,
+    ]  # fmt: skip
+    return load(None, [(path, [str(value)]) for path, value in given])
 
 
 def one_machine(threads: int = 2, available: int = 8 << 30) -> Offer:
@@ -279,9 +285,10 @@ def embedded(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run_dir: Path) -> list[tuple[int, float, float]]:
-    """Step, loss and AUC of every interval."""
+    """Step, loss and AUC of every interval; of one that was trained again after a loss, the last."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["metrics"]["logloss"], line["metrics"]["auc"]) for line in lines if line["type"] == "Interval"]
+    of_step = {line["step"]: line["metrics"] for line in lines if line["type"] == "Interval"}
+    return [(step, metrics["logloss"], metrics["auc"]) for step, metrics in sorted(of_step.items())]
 
 
 def rows_of(run_dir: Path) -> dict[str, dict[int, np.ndarray]]:

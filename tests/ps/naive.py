@@ -126,6 +126,45 @@ def split(
     return found
 
 
+# --- carry.py ---------------------------------------------------------------------------------------------------------
+
+PAD = 1024
+Entries = list[tuple[int, int]]
+"""(sign, row + 1 | stamp << 31), (_, 0) where there is none."""
+
+
+def home_in(sign: int, bits: int, size: int) -> int:
+    """The entry at which probing for a sign starts, in an index of 2^bits stripes of `size` entries and their pads."""
+    mixed = (sign * GOLDEN & WORD) >> 32
+    return (mixed * (size << bits) >> 32) + stripe_in(sign, bits) * PAD
+
+
+def stripe_in(sign: int, bits: int) -> int:
+    """The stripe of a sign."""
+    return (sign * GOLDEN & WORD) >> (64 - bits)
+
+
+def listed(index: Entries) -> Entries:
+    """Those that are not empty."""
+    return [(sign, word) for sign, word in index if word]
+
+
+def entered(entries: Entries, bits: int, size: int) -> Entries:
+    """An index with these entries, one after the other, each at the first place from its home on that is empty."""
+    index = [(0, 0)] * ((size + PAD) << bits)
+    for sign, word in entries:
+        p = home_in(sign, bits, size)
+        while index[p][1]:
+            p += 1
+        index[p] = sign, word
+    return index
+
+
+def grouped(slots: Sequence[int], chosen: Sequence[bool], num_slots: int) -> list[list[int]]:
+    """[slot] → the places of the chosen ones."""
+    return [[i for i, slot in enumerate(slots) if slot == s and chosen[i]] for s in range(num_slots)]
+
+
 # --- table.py ---------------------------------------------------------------------------------------------------------
 
 

@@ -541,3 +541,102 @@ def test_a_wait_of_the_trainer_is_put_down_to_what_the_feed_was_doing(bound: str
     assert found["TrainerWait"].total_us == pytest.approx(7e6)
     for wait in WAITS:
         assert found[wait].total_us == pytest.approx(7e6 if wait == bound else 0.0)
+
+
+# --- holding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("threads", "permits"), [(1, 1), (2, 4), (4, 9)])
+def test_from_a_ticket_on_nothing_is_looked_up_until_it_is_allowed(threads: int, permits: int):
+    looked_up: list[int] = []
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        looked_up.append(ticket)
+        return embeddings_of(ticket, batch)
+
+    with closing(make_queue(numbered(20), lookup, permits=permits, threads=threads)) as feeds:
+        found: list[Feed] = []
+        for first in (permits + 3, permits + 4, permits + 9):
+            feeds.hold_from(first)
+            while len(found) < first:
+                feed = feeds.get()
+                assert feed is not None
+                found.append(feed)
+                feeds.release()
+            # Whoever would take the next ticket has had every chance to.
+            assert sorted(looked_up) == list(range(first))
+            assert feeds.samples == sum(feed.batch.size for feed in found)
+        feeds.hold_from(np.inf)
+        found += drain(feeds)
+    assert [feed.ticket for feed in found] == list(range(20))
+    assert [int(feed.batch.dense[0, 0]) for feed in found] == list(range(20)), "a batch that was set aside keeps its place"
+
+
+def test_hold_says_which_ticket_is_the_first_that_was_not_given():
+    with closing(make_queue(numbered(20), permits=3)) as feeds:
+        first = feeds.hold()
+        assert 0 <= first <= 3
+        for _ in range(first):
+            assert feeds.get() is not None
+            feeds.release()
+        assert feeds.depth == 0
+        feeds.hold_from(np.inf)
+        assert len(drain(feeds)) == 20 - first
+
+
+class Late(Iterator[Batch]):
+    """One batch that comes when it is let, and then the end."""
+
+    def __init__(self) -> None:
+        self.waiting, self.come = threading.Event(), threading.Event()
+        self.given = 0
+
+    def __next__(self) -> Batch:
+        if self.given:
+            raise StopIteration
+        self.waiting.set()
+        assert self.come.wait(WAIT_S)
+        self.given += 1
+        return make_batch(value=7)
+
+
+def test_a_batch_that_comes_while_tickets_are_held_is_set_aside_for_later():
+    late, looked_up = Late(), threading.Event()
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        looked_up.set()
+        return embeddings_of(ticket, batch)
+
+    class Watched(RunStatus):
+        """Notes when a second permit is waited for: the batch that has come is then set aside."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.permits, self.again = 0, threading.Event()
+
+        def observe(self, name: str, seconds: float) -> None:
+            super().observe(name, seconds)
+            if name == "ReadSample":
+                self.again.set()
+
+    status = Watched()
+    with closing(make_queue(late, lookup, threads=1, status=status)) as feeds:
+        assert late.waiting.wait(WAIT_S)  # the thread has a permit, and reads
+        assert feeds.hold() == 0
+        late.come.set()
+        assert status.again.wait(WAIT_S)  # it has been read
+        assert not looked_up.wait(0.05)
+        assert feeds.samples == 0
+        feeds.hold_from(np.inf)
+        feed = feeds.get()
+        assert feed is not None
+        assert (feed.ticket, int(feed.batch.dense[0, 0])) == (0, 7)
+        feeds.release()
+        assert feeds.get() is None
+
+
+def test_close_ends_threads_that_are_held():
+    feeds = make_queue(numbered(20), threads=3)
+    feeds.hold()
+    feeds.close()
+    assert flowps_threads() == []

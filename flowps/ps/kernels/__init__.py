@@ -1,9 +1,8 @@
 """numba kernels of the embedding table: arrays and scalars in, the caller allocates every output, no GIL, no Python objects.
 
 `vector` has the operations numba lacks; `draw` begins rows; `index` finds, creates and forgets signs; `pool` reads rows; `step` is
-one optimizer step of one row and `update` that of a batch. Each has a slow numpy twin in `tests/ps/naive.py` or
-`tests/ps/twins.py`. Imports nothing of
-flowps.
+one optimizer step of one row and `update` that of a batch; `carry` takes rows out for a checkpoint and puts them back. Each has a
+slow numpy twin in `tests/ps/naive.py` or `tests/ps/twins.py`. Imports nothing of flowps.
 
 Layout shared by all of them:
 

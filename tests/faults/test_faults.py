@@ -1,0 +1,68 @@
+"""A run loses a process, goes back to the last cut, and comes to what it would have come to. `long_faults` does so very often."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster.conftest import ROWS, assert_same, train_command
+from tests.faults.harness import PROCESSES, RECOVERY_S, assert_adds_up, events, summary, victim
+
+EPOCHS = 40
+MANY = ("--epochs", EPOCHS)
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def unharmed(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What such a run comes to in one process, without losses and checkpoints."""
+    run_dir = tmp_path_factory.mktemp("unharmed") / "run"
+    knobs = ("--cluster.dashboard", "", "--status.print_interval", 25, "--checkpoint.every_s", 0)
+    with closing(train_command(samples, run_dir, *MANY, *knobs)) as command:
+        command.succeed()
+    return run_dir
+
+
+def test_a_shard_and_then_a_trainer_are_killed(samples: Path, unharmed: Path, tmp_path: Path) -> None:
+    with victim(samples, tmp_path / "run", *MANY) as run:
+        for role in ("ps-1", "trainer-0"):
+            run.wait_for_checkpoint()
+            run.hurt(role)
+            run.command.wait_for(rf"worker {role} at tcp://\S+ was lost, .*; all roles go back to step \d+", RECOVERY_S)
+        run.command.succeed(timeout_s=2 * RECOVERY_S)
+    assert_adds_up(tmp_path / "run", EPOCHS * ROWS)
+    assert_same(tmp_path / "run", unharmed)
+
+
+def test_a_shard_that_hangs_is_lost_and_nobody_listens_when_it_wakes(samples: Path, unharmed: Path, tmp_path: Path) -> None:
+    with victim(samples, tmp_path / "run", *MANY) as run:
+        run.wait_for_checkpoint()
+        pid = run.hurt("ps-0", signal.SIGSTOP)
+        run.command.wait_for(r"worker ps-0 at \S+ has given no sign of life for \d+ s, and shard 0 is lost with it", RECOVERY_S)
+        run.wait_for_checkpoint()
+        if psutil.pid_exists(pid):
+            os.kill(pid, signal.SIGCONT)
+        run.command.succeed(timeout_s=2 * RECOVERY_S)
+    assert_adds_up(tmp_path / "run", EPOCHS * ROWS)
+    assert_same(tmp_path / "run", unharmed)
+
+
+def test_the_command_is_killed_and_started_again(samples: Path, unharmed: Path, tmp_path: Path) -> None:
+    with victim(samples, tmp_path / "run", *MANY) as run:
+        step = run.wait_for_checkpoint()
+        processes = run.command.processes()
+        run.command.signal(signal.SIGKILL)
+        assert run.command.end(RECOVERY_S) == -signal.SIGKILL
+    _, alive = psutil.wait_procs(processes, timeout=RECOVERY_S)
+    assert not alive, "a process outlives the command"
+    with closing(train_command(samples, tmp_path / "run", *PROCESSES, *MANY, "--resume")) as command:
+        said = command.succeed(timeout_s=RECOVERY_S)
+    assert "going on from" in said
+    assert summary(tmp_path / "run")["ledger"]["trained"] == EPOCHS * ROWS
+    assert events(tmp_path / "run", "Saved")[0]["step"] >= step - 25
+    assert_same(tmp_path / "run", unharmed)
