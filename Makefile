@@ -2,6 +2,7 @@
 # make test    lint, types, import contract, tests; what CI runs
 # make test-deep   the property and stress tests of the embedding tables, forty times as long
 # make test-long   several trainers and how they end, benchmarks that train: minutes, and so not part of `make test`
+# make faults  a run whose processes are killed at random moments, a hundred times: an hour or so
 # make proto   regenerates flowps/ps/wire/flowps_pb2.py from flowps.proto
 # make bench   measures the workloads and writes the README's table
 
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/quickstart
 
-.PHONY: train test test-deep test-long lint proto bench clean
+.PHONY: train test test-deep test-long faults lint proto bench clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m flowps.synthetic $(DATA)
@@ -24,6 +25,9 @@ test-deep: $(VENV)/installed-test
 
 test-long: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests/trainer/long_group.py tests/trainer/long_group_step.py tests/cluster/long_trainers.py tests/bench/long_end_to_end.py
+
+faults: $(VENV)/installed-test
+	$(BIN)/python -m pytest --timeout 7200 -s tests/faults/long_faults.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ _COMMANDS = (
     ["bench.rpc", "--json", "rpc.json"],
     ["bench.placement", "--json", "placement.json"],
     ["bench.end_to_end", "--compare", "--json", "roles.json"],
+    ["bench.checkpoint", "--json", "checkpoint.json"],
 )
 _STORAGE = "storage.json"  # needs a data set that is not generated here
 

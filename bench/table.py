@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from bench import checkpoint as checkpoint_bench
 from bench import end_to_end as end_to_end_bench
 from bench import map as map_bench
 from bench import placement as placement_bench
@@ -22,12 +23,12 @@ from flowps.ps import optimizer
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
-TABLES, CLUSTER = (ROOT / "docs" / name for name in ("tables.md", "cluster.md"))
+TABLES, CLUSTER, CHECKPOINTS = (ROOT / "docs" / name for name in ("tables.md", "cluster.md", "checkpoints.md"))
 
 
 def main() -> int:
     """Rewrite the files."""
-    for path in (README, TABLES, CLUSTER):
+    for path in (README, TABLES, CLUSTER, CHECKPOINTS):
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
@@ -188,7 +189,14 @@ def _read(name: str) -> dict[str, Any]:
     return found
 
 
+def checkpoint() -> str:
+    """What saving and going on cost."""
+    result = _read("checkpoint.json")
+    return "\n".join([checkpoint_bench.markdown(result), "", _machine(result), ""])
+
+
 _MAKERS: dict[str, Callable[[], str]] = {
+    "checkpoint": checkpoint,
     "end_to_end": end_to_end,
     "feed": feed,
     "optimizers": optimizers,

@@ -30,7 +30,9 @@ stripe            a part of a table by the upper bits of the signs: its entries,
 stamp             the number of a sign's last use: later uses have larger ones
 cut               a moment of a run at which nothing is in flight: rows, weights and ledger belong together
 checkpoint        a cut on disk; a delta has only what has changed since the one before, and needs it
-section           some columns of a shard's part of a checkpoint, a file of their own
+chain             a full checkpoint and the deltas up to one, in order
+part, section     what one shard has in a checkpoint, and some columns of it: a file of their own
+store             the folder of a run's checkpoints, on a disk or elsewhere
 manifest          the file whose presence makes a checkpoint exist
 ledger            what was read, trained, dropped, replayed: counts that must add up; and which samples of the epoch are trained
 run status        the always-on timings and counters of every role

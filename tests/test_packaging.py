@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import flowps
-from bench.table import CLUSTER, README, TABLES, filled
+from bench.table import CHECKPOINTS, CLUSTER, README, TABLES, filled
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHER_NAMES = {"python-xxhash": "xxhash"}  # conda's → pip's; conda's xxhash is the library in C
@@ -45,7 +45,7 @@ def test_changelog_has_this_version():
     assert f"## {flowps.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("path", [README, TABLES, CLUSTER], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [README, TABLES, CLUSTER, CHECKPOINTS], ids=lambda path: path.name)
 def test_tables_are_those_of_the_results(path: Path):
     text = path.read_text(encoding="utf-8")
     assert "<!-- bench:" in text

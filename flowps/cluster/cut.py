@@ -21,7 +21,7 @@ from flowps.hub.partition import Partition
 from flowps.status.event import AtCut, Event, TrainerWritten
 
 if TYPE_CHECKING:  # importing it imports TensorFlow
-    from flowps.trainer.state import Cut
+    from flowps.trainer.state import Cut, State
 
 STATE, WEIGHTS = "state", "weights"  # sections of the dense part
 
@@ -114,8 +114,7 @@ class TrainerCuts:
                 path = Path(folder) / "dense.weights.h5"
                 self._model_to(path)
                 weights = path.read_bytes()
-            files = {STATE: ("state.npz", cut.state.to_bytes()), WEIGHTS: ("dense.weights.h5", weights)}
-            self._writer.submit(self._write, cut.step, files)
+            self._writer.submit(self._write, cut.state, weights)
         gate_of(self._run_id).wait(cut.step)
 
     def _taken(self, samples: int) -> Iterator[tuple[str, int, int, int]]:
@@ -126,13 +125,13 @@ class TrainerCuts:
             yield partition.url, partition.first_row, partition.num_rows, partition.skip + min(samples, partition.rows_left)
             samples -= partition.rows_left
 
-    def _write(self, step: int, contents: dict[str, tuple[str, bytes]]) -> None:
+    def _write(self, state: State, weights: bytes) -> None:
         try:
-            store, name = Store(self._saves_to), checkpoint_name(self._run_id, step)
+            store, name = Store(self._saves_to), checkpoint_name(self._run_id, state.steps)
             files = [
                 msgspec.structs.replace(store.put(f"{name}/trainer/{file}", content), section=section)
-                for section, (file, content) in contents.items()
+                for section, file, content in ((STATE, "state.npz", state.to_bytes()), (WEIGHTS, "dense.weights.h5", weights))
             ]
-            self._send(TrainerWritten(step, msgspec.to_builtins(files)))
+            self._send(TrainerWritten(state.steps, msgspec.to_builtins(files)))
         except Exception as error:  # the command decides what it does to the run
-            self._send(TrainerWritten(step, [], str(error)))
+            self._send(TrainerWritten(state.steps, [], str(error)))

@@ -191,12 +191,15 @@ def _capacities(
     # Embeddings and gradients of each batch in flight, and once more inside the TensorFlow step; of every trainer.
     feeds = config.trainer.count * (config.trainer.in_flight + 1) * 2 * config.data.batch_size * width * 4
     fixed = sum(rows * row_bytes(slot) for rows, slot in zip(asked, slots, strict=True))
+    # Rows on their way into a checkpoint: never more than there are.
+    most = (config.checkpoint.copy_mib << 20) * config.ps.num_shards if config.checkpoint.is_on else 0
     for machine in machines:
-        need = machine.shards * fixed + machine.hubs * in_hub + machine.trainers * feeds
+        need = machine.shards * (fixed + min(most, fixed)) + machine.hubs * in_hub + machine.trainers * feeds
         if need > machine.available:
             raise CapacityError(
                 f"the run does not fit in memory: {machine.shards * fixed / _GIB:.1f} GiB for {sum(asked):,} rows "
-                f"(capacity_rows of {sum(1 for rows in asked if rows)} slots), {machine.hubs * in_hub / _GIB:.1f} GiB for "
+                f"(capacity_rows of {sum(1 for rows in asked if rows)} slots), {machine.shards * min(most, fixed) / _GIB:.1f} GiB "
+                f"for their copies at a checkpoint (checkpoint.copy_mib), {machine.hubs * in_hub / _GIB:.1f} GiB for "
                 f"partitions being decoded ({_tasks_in_flight(config, assignment)} tasks; row groups are not split) and "
                 f"{machine.trainers * feeds / _GIB:.1f} GiB for batches in flight ({len(slots)} slots, {width} floats per sample × "
                 f"{config.data.batch_size} samples × {config.trainer.in_flight + 1} batches, twice), but "
