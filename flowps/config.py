@@ -329,6 +329,13 @@ class Config(_Section, frozen=True, kw_only=True):
     run_dir: Annotated[str, Meta(description="where the run leaves its files; empty: runs/<date>-<time>")] = ""
     resume: Annotated[bool, Meta(description="go on from the newest checkpoint in checkpoint.url that is sound")] = False
     resume_from: Annotated[str, Meta(description="go on from this checkpoint, or the newest in this folder of checkpoints")] = ""
+    warm_start: Annotated[
+        str,
+        Meta(
+            description="begin with the rows and dense weights of this checkpoint, or the newest in this folder of checkpoints, as "
+            "far as they fit; what does not is listed"
+        ),
+    ] = ""
     data: Data = Data()
     slot_default: SlotDefault = SlotDefault()
     slot: Annotated[tuple[Slot, ...], Meta(description="per-slot settings")] = ()

@@ -27,7 +27,7 @@ from flowps.arguments import parse
 from flowps.cluster.announce import announce_plan, announce_result
 from flowps.cluster.launch import gather_workers, launch
 from flowps.cluster.plan import Plan, plan
-from flowps.cluster.resume import Resume, find, prepare
+from flowps.cluster.resume import Resume, choose, find, prepare
 from flowps.cluster.run import Result, Start, run
 from flowps.cluster.run_dir import RunDir
 from flowps.config import Config
@@ -56,10 +56,16 @@ def train(config: Config, console: Console | None = None) -> Result:
 
         resume = find(config, say)
         planned = plan_on(resume)
+        resume = resume and choose(resume, planned.schema, say)
         announce_plan(console, planned)
         console.print(f"dashboard: {dashboard or 'off'}", soft_wrap=True)
         if resume is not None:
-            say(f"going on from {resume.url}/{resume.last.name}: step {resume.last.step:,}, {resume.ledger.explain()}")
+            where = f"{resume.url}/{resume.last.name}: step {resume.last.step:,}"
+            say(
+                f"going on from {where}, {resume.ledger.explain()}"
+                if resume.goes_on
+                else f"beginning with rows and weights of {where}"
+            )
         return _train(client, planned, console, interrupts, resume, plan_on)
 
 
@@ -71,7 +77,7 @@ def _train(
     # Absolute: workers are elsewhere.
     run_dir = RunDir(_run_dir_path(config).absolute())
     with closing(run_dir):
-        anew = msgspec.structs.replace(config, resume=False, resume_from="")  # run again, it begins at the beginning
+        anew = msgspec.structs.replace(config, resume=False, resume_from="", warm_start="")  # run again, it begins at the beginning
         if run_dir.prepare(anew, planned.schema, goes_on=resume is not None and config.resume):
             console.print(
                 f"{run_dir.path} held an earlier run with this schema; it is in {run_dir.previous} until this one has finished",
@@ -82,7 +88,8 @@ def _train(
             saves_to = (knobs.url or str(run_dir.checkpoints)) if knobs.is_on else ""
             start = Start(saves_to, resume, plan_on if knobs.recovery == "rollback" and config.cluster.has_processes else None)
             if saves_to:
-                prepare(saves_to, resume, is_newest=config.resume and not config.resume_from)
+                goes_on = resume is not None and resume.goes_on
+                prepare(saves_to, resume if goes_on else None, is_newest=config.resume and not config.resume_from)
             result = run(client, planned, run_dir, [run_dir.record, display], lambda: bool(interrupts), start)
         run_dir.finish(result.summary(planned))
         announce_result(console, planned, result, run_dir)

@@ -99,7 +99,7 @@ def plan(config: Config, assignment: Assignment, resume: Resume | None = None) -
         )
     train_files = list_files(data.train, "data.train", data.exclude)
     schema = infer(train_files[0].columns, config)
-    if resume is not None:
+    if resume is not None and resume.goes_on:
         check_fits(resume, config, schema)
     test_files: list[SampleFile] = []
     if data.test:
@@ -108,7 +108,7 @@ def plan(config: Config, assignment: Assignment, resume: Resume | None = None) -
         check_same(schema.types, found.columns, schema.columns, found.url, train_files[0].url)
     train, test = (tuple(partitions(files, data.partition_rows)) for files in (train_files, test_files))
     expected = forecast(config, schema, train[0], _read_spec(config, schema, training=False)) if config.ps.num_shards > 1 else None
-    placement = resume.placement(schema, config.ps.num_shards) if resume is not None else None
+    placement = resume.placement(schema, config.ps.num_shards) if resume is not None and resume.goes_on else None
     if placement is None:
         placement = place(
             schema.slots, config.ps.num_shards, expected.loads if expected else None, wire=not assignment.is_one_process
@@ -119,7 +119,7 @@ def plan(config: Config, assignment: Assignment, resume: Resume | None = None) -
     in_hub = int(config.trainer.count * _tasks_in_flight(config, assignment) * largest * values_per_row * 16)
     asked = [_asked_rows(slot) for slot in schema.slots]
     capacity_rows, memory = _capacities(schema.slots, asked, placement.width, in_hub, config, assignment)
-    if resume is not None:
+    if resume is not None and resume.goes_on:
         capacity_rows = _as_before(capacity_rows, asked, resume)
     return Plan(
         config, schema, train, test, assignment, placement, expected, capacity_rows, tuple(rows > 0 for rows in asked), memory,

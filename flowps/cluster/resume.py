@@ -21,14 +21,20 @@ from flowps.hub.schema import Schema
 from flowps.ps.placement import Piece, Placement, columns_of
 
 _MANIFEST = "manifest.json"
+_TO_BE_CHOSEN: tuple[str, ...] = ()  # until the schema is known
+_ROWS_MEAN = ("type", "seed", "dim", "hash_size", "optimizer", "storage")  # what must be equal for a slot's rows to be taken over
 
 
 @dataclass(frozen=True)
 class Resume:
-    """A checkpoint that a run begins with: in the store `url`, from a full one to the last, which is it."""
+    """A checkpoint that a run begins with: in the store `url`, from a full one to the last, which is it.
+
+    taken   None: the run goes on where it was. Otherwise it only begins with the rows of these slots, and what dense weights fit
+    """
 
     url: str
     chain: tuple[Manifest, ...]
+    taken: tuple[str, ...] | None = None
 
     @property
     def last(self) -> Manifest:
@@ -36,9 +42,14 @@ class Resume:
         return self.chain[-1]
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the run is the same one."""
+        return self.taken is None
+
+    @property
     def ledger(self) -> Ledger:
         """What was read and trained until there."""
-        return msgspec.convert(self.last.ledger, Ledger)
+        return msgspec.convert(self.last.ledger, Ledger) if self.goes_on else Ledger()
 
     @property
     def state(self) -> FileEntry:
@@ -91,17 +102,40 @@ def find(config: Config, say: Callable[[str], None]) -> Resume | None:
     own_url = config.checkpoint.url or (str(Path(config.run_dir).absolute() / CHECKPOINTS) if config.run_dir else "")
     if config.resume and not config.resume_from and not own_url:
         raise ConfigError("resume: of which run? give its --run_dir, or --checkpoint.url; --resume_from names a checkpoint")
-    if config.resume_from:
-        name = config.resume_from.rstrip("/")
-        if Store(name).exists(_MANIFEST):
-            url, _, name = name.rpartition("/")
+    if config.warm_start and (config.resume or config.resume_from):
+        raise ConfigError("warm_start begins a new run, resume and resume_from go on with one: give one of them")
+    if named := config.resume_from or config.warm_start:
+        if Store(named.rstrip("/")).exists(_MANIFEST):
+            url, _, name = named.rstrip("/").rpartition("/")
             store = Store(url or ".")
-            return Resume(store.url, tuple(check(store, load(store, name))))
-        own_url = name
+            return Resume(store.url, tuple(check(store, load(store, name))), _TO_BE_CHOSEN if config.warm_start else None)
+        own_url = named
     elif not config.resume:
         return None
     store = Store(own_url)
-    return Resume(own_url, tuple(chain(store, newest_valid(store, say))))
+    return Resume(own_url, tuple(chain(store, newest_valid(store, say))), _TO_BE_CHOSEN if config.warm_start else None)
+
+
+def choose(resume: Resume, schema: Schema, say: Callable[[str], None]) -> Resume:
+    """For a warm start, with the slots whose rows mean the same in both; `say` is told of the others, and why."""
+    if resume.goes_on:
+        return resume
+    there = {slot["name"]: slot for slot in resume.last.schema["slots"]}
+    now = {slot["name"]: slot for slot in schema.to_json()["slots"]}
+    taken = []
+    for name, slot in now.items():
+        differs = [f"{key} {there[name].get(key)!r} there, {slot[key]!r} now" for key in _ROWS_MEAN if name in there
+                   and there[name].get(key) != slot[key]]  # fmt: skip
+        if name in there and not differs:
+            taken.append(name)
+        else:
+            say(f"warm start: slot {name!r} begins without rows: {', '.join(differs) or 'it is new'}")
+    left = [name for name in there if name not in now]
+    if left:
+        say(f"warm start: {len(left)} slots of the checkpoint are in this run no more: {', '.join(left[:5])}")
+    if resume.last.schema.get("hash") != schema.to_json()["hash"]:
+        raise CheckpointError(f"{resume.url}/{resume.last.name}: signs were hashed in another way; its rows are of no use here")
+    return replace(resume, taken=tuple(taken))
 
 
 def check_fits(resume: Resume, config: Config, schema: Schema) -> None:

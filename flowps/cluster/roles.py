@@ -56,14 +56,15 @@ class Roles:
         for future in created:
             self._shards.append(self._wait(future))
         if resume is not None:
-            self.ask_shards("restore", resume.url, resume.chain)
+            self.ask_shards("restore", resume.url, resume.chain, resume.taken)
         served = not plan.assignment.is_one_process
         addresses = self.ask_shards("serve", token) if served else [""] * len(self._shards)
         peers, handout = self._group() if plan.config.trainer.count > 1 else ([], None)
         for number, offer in enumerate(plan.assignment.trainers):
             task = TrainerTask(
                 self._run_id, number, addresses, token, model_path, peers, handout, saves_to,
-                "" if resume is None else resume.url, None if resume is None else resume.state, ledger,
+                "" if resume is None else resume.url, None if resume is None else resume.state,
+                resume is not None and not resume.goes_on, ledger,
             )  # fmt: skip
             self.trainers.append(
                 self._submit(train, task, plan, offer=offer, retries=0, key=f"{TRAINER_KEY}{self._run_id}-{number}")

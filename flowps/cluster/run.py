@@ -96,7 +96,7 @@ def run(
             resume = attempt.newest or resume
             ledger = Ledger() if resume is None else resume.ledger
             ledger = ledger.go_back(max(0, attempt.examples - ledger.trained) + attempt.replayed - ledger.replayed)
-            to = "the beginning" if resume is None else f"step {resume.last.step:,}"
+            to = f"step {resume.last.step:,}" if resume is not None and resume.goes_on else "the beginning"
             _publish(Remark(f"{error}; all roles go back to {to}"), subscribers)
             plan = start.again(resume)
 

@@ -151,8 +151,11 @@ class ShardActor:
             [(slots[p.slot].name, p.part, p.parts) for p in self._plan.placement.shards[self._number]], self._states, files
         )
 
-    def restore(self, url: str, chain: Sequence[Manifest]) -> int:
-        """Take what the checkpoint chain[-1] has of this shard's rows; chain[0] is a full one, deltas follow. Returns the rows."""
+    def restore(self, url: str, chain: Sequence[Manifest], taken: Sequence[str] | None) -> int:
+        """Take what the checkpoint chain[-1] has of this shard's rows; chain[0] is a full one, deltas follow. Returns the rows.
+
+        taken   only the rows of these slots; None: of all
+        """
         if self._shard is None:
             raise FlowpsError("the shard was closed: its rows are gone")
         store, last = Store(url), chain[-1]
@@ -163,7 +166,7 @@ class ShardActor:
         others = [k for k, part in enumerate(last.shards) if names & {name for name, _, _ in part.pieces}]
         parts = [
             Part(
-                [msgspec.convert(state, TableState) for state in last.shards[k].states],
+                [_only(msgspec.convert(state, TableState), taken) for state in last.shards[k].states],
                 [_sections(store, manifest.shards[k].files) for manifest in chain],
             )
             for k in same or others
@@ -217,6 +220,13 @@ class ShardActor:
             self._shard.close()
         self._shard = self._server = None
         _shards.pop((self._run_id, self._number), None)
+
+
+def _only(state: TableState, taken: Sequence[str] | None) -> TableState:
+    """With other names for slots whose rows are not taken: no slot here has them."""
+    if taken is None:
+        return state
+    return msgspec.structs.replace(state, slots=[name if name in taken else f"{name}\0" for name in state.slots])
 
 
 def _section(table: int, name: str) -> str:

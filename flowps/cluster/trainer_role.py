@@ -76,6 +76,7 @@ class TrainerTask:
     handout    who gives out partitions; None for one alone
     saves_to   folder of the checkpoints; "": there are none
     state      where this run begins: the file of a trainer's state in that folder's store `state_in`; None: at the beginning
+    is_warm    whether only the dense weights are taken from it, as far as they fit
     ledger     what was trained until there
     """
 
@@ -89,6 +90,7 @@ class TrainerTask:
     saves_to: str = ""
     state_in: str = ""
     state: FileEntry | None = None
+    is_warm: bool = False
     ledger: Ledger | None = None
 
 
@@ -158,6 +160,7 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
         cuts = opened.enter_context(
             TrainerCuts(task.run_id, number, task.saves_to, send, lambda path: trainer.model.save_weights(path))
         )
+        state = None if task.state is None else State.of_bytes(Store(task.state_in).get(task.state))
         around = Surroundings(
             train=lambda epoch: stream(cuts.follow(_own_partitions(task, plan, epoch)), epoch, training=True),
             test=(lambda: stream(test, 0, training=False)) if plan.test else None,
@@ -167,7 +170,8 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
             attend=lambda ticket: shards.attend(batch_id(number, ticket)) if plan.steps_together else None,
             give_up=lambda ticket: shards.forget(batch_id(number, ticket)) if plan.steps_together else None,
             cut=cuts.cut,
-            resume=None if task.state is None else State.of_bytes(Store(task.state_in).get(task.state)),
+            resume=None if state is None or task.is_warm else state,
+            warm_start=state.arrays if state is not None and task.is_warm else None,
         )  # fmt: skip
         trainer = Trainer(spec, plan.config, around)
         emit(Started(trainer.feed_threads, plan.config.trainer.in_flight, plan.hub_threads, plan.tasks_in_flight, trainer.devices))

@@ -127,7 +127,7 @@ class GroupStep(Step):
         return tf.concat([*flat, [objective, unsound]], 0), gradient, logits
 
     def _apply_step(self, summed: Any) -> Any:
-        first = sum(self._sizes) + 3
+        first = sum(self._sizes) + 2 + _VOTES
         weight = tf.reduce_sum(summed[first : first + self._group.size]) / self._batch_size
         parts = tf.split(summed[: sum(self._sizes)] / weight, self._sizes) if self._sizes else []
         gradients = [tf.reshape(part, v.shape) for part, v in zip(parts, self._variables, strict=True)]

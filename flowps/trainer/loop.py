@@ -22,7 +22,7 @@ import tensorflow as tf
 from flowps.batch import Batch, Float32
 from flowps.config import Config
 from flowps.errors import ConfigError, StoppedError
-from flowps.status.event import Emit, Evaluated, Finished, Metrics
+from flowps.status.event import Emit, Evaluated, Finished, Metrics, Remark
 from flowps.status.reporter import Reporter
 from flowps.status.run_status import RunStatus
 from flowps.trainer.feed import Feed, FeedQueue
@@ -33,7 +33,7 @@ from flowps.trainer.metrics import StreamingMetrics
 from flowps.trainer.models import ModelSpec, build
 from flowps.trainer.push import PushQueue
 from flowps.trainer.schedule import Schedule
-from flowps.trainer.state import Cut, State, named, only
+from flowps.trainer.state import Arrays, Cut, State, named, only
 from flowps.trainer.step import Step
 
 _STEP, _METRICS = "step/", "metrics/"  # beginnings of the names of a state's arrays
@@ -61,6 +61,7 @@ class Surroundings:
     cut      told where the trainer is, with nothing in flight, at the end and, with checkpoints, between; training goes on when it
              returns
     resume   the state of a cut: where this run begins
+    warm_start  arrays of the state of another run, whose dense weights are taken as far as they fit
     """
 
     train: Callable[[int], BatchStream]
@@ -75,6 +76,7 @@ class Surroundings:
     give_up: Callable[[int], None] = lambda ticket: None
     cut: Callable[[Cut], None] | None = None
     resume: State | None = None
+    warm_start: Arrays | None = None
 
 
 class _Ending(BatchStream):
@@ -163,6 +165,8 @@ class Trainer:
         self._cut_timer = time.monotonic()
         if around.resume is not None:
             self._restore(around.resume)
+        elif around.warm_start is not None:
+            around.emit(Remark(f"warm start: {self._step.adopt(only(around.warm_start, _STEP))}"))
 
     def _make_step(self) -> Step:
         """The step, in a TensorFlow that is set up for this run."""
@@ -206,7 +210,8 @@ class Trainer:
             if isinstance(self._step, GroupStep):
                 self._step.share_weights()
             for epoch in range(self._epoch, self._config.epochs):
-                self._train_epoch(epoch)
+                if not self._is_stopped:
+                    self._train_epoch(epoch)
                 if self._is_stopped:
                     break
                 self._epochs += 1

@@ -123,6 +123,16 @@ class Step:
         for name, variable in own.items():
             variable.assign(arrays[name])
 
+    def adopt(self, arrays: Mapping[str, NDArray[Any]]) -> str:
+        """Take those variables of another model that have the same place and shape here; in words, which. Optimizers begin anew."""
+        own = {name: variable for name, variable in self._state_variables() if name.startswith("model/")}
+        fit = [name for name, variable in own.items() if name in arrays and arrays[name].shape == tuple(variable.shape)]
+        for name in fit:
+            own[name].assign(arrays[name])
+        others = [variable.path for name, variable in own.items() if name not in fit]
+        rest = f"; these begin anew: {', '.join(others[:5])}{' …' * (len(others) > 5)}" if others else ""
+        return f"{len(fit)} of {len(own)} dense variables are taken over{rest}"
+
     def _state_variables(self) -> Iterator[tuple[str, Any]]:
         """By their places in the lists of the model and its optimizer: Keras numbers the names of layers through the process."""
         for kind, variables in (("model", self.model.variables), ("optimizer", self._optimizer.variables)):

@@ -21,10 +21,10 @@ from flowps.checkpoint.manifest import chain, found
 from flowps.checkpoint.store import Store
 from flowps.cluster.launch import gather_workers, launch
 from flowps.cluster.plan import plan
-from flowps.cluster.resume import Resume, find, prepare
+from flowps.cluster.resume import Resume, choose, find, prepare
 from flowps.cluster.run import Result, Start, run
 from flowps.cluster.run_dir import RunDir
-from flowps.errors import CheckpointError
+from flowps.errors import CheckpointError, ConfigError
 from flowps.status.event import Event, Interval, Remark, Saved
 from tests.cluster.conftest import ROWS, config_of, rows_of, write_data
 
@@ -81,6 +81,7 @@ def train(folder: Path) -> Train:
         with launch(config) as (client, _), closing(RunDir(ran.folder)) as run_dir:
             resume = find(config, lambda text: ran.events.append(Remark(text)))
             made = plan(config, gather_workers(client, config, print, lambda: False), resume)
+            resume = resume and choose(resume, made.schema, lambda text: ran.events.append(Remark(text)))
             run_dir.prepare(config, made.schema)
             store = Store(str(ran.folder / "checkpoints"))
             store.prepare()
@@ -213,6 +214,31 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(train: Train, whole: Ran, t
     assert f"checkpoint {newest.name} is passed over: " in remark.text
     assert "table-0.rows.arrow: is damaged: its checksum is" in remark.text
     assert_bit_equal(again, whole, int(before.name.split("-")[1]))
+
+
+class TestWarmStart:
+    def test_what_fits_is_taken_and_a_new_ledger_begins(self, train: Train, whole: Ran) -> None:
+        ran = train(("warm_start", str(whole.folder / "checkpoints")), ("epochs", 1), ("trainer.learning_rate", 1e-9),
+                    ("slot_default.learning_rate", 1e-9))  # fmt: skip
+        said = [remark.text for remark in ran.of_kind(Remark)]
+        assert [text for text in said if text.startswith("warm start: ")] == ["warm start: 6 of 6 dense variables are taken over"]
+        assert (ran.result.ledger.trained, ran.result.finished.steps) == (ROWS, STEPS // EPOCHS)
+        there, here = rows_of(ran.folder)["user"], rows_of(whole.folder)["user"]
+        assert there.keys() == here.keys()
+        np.testing.assert_allclose([there[sign][:16] for sign in here], [row[:16] for row in here.values()], atol=1e-6)
+        for weight, wanted in zip(ran.weights, whole.weights, strict=True):
+            np.testing.assert_allclose(weight, wanted, atol=1e-6)
+
+    def test_what_does_not_fit_begins_anew_and_is_listed(self, train: Train, whole: Ran) -> None:
+        ran = train(("warm_start", checkpoint(whole, 16)[1]), ("epochs", 1), ("slot_default.dim", 8))
+        said = [remark.text for remark in ran.of_kind(Remark)]
+        assert "warm start: slot 'user' begins without rows: dim 16 there, 8 now" in said
+        assert any(text.startswith("warm start: 5 of 6 dense variables are taken over; these begin anew: ") for text in said)
+        assert ran.result.ledger.adds_up
+
+    def test_it_is_no_way_to_go_on(self, train: Train, whole: Ran) -> None:
+        with pytest.raises(ConfigError, match="warm_start begins a new run, resume and resume_from go on with one"):
+            train(("warm_start", "x"), ("resume", True))
 
 
 def test_nothing_to_go_on_from(train: Train, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ class TestNobodyReads:
         monkeypatch: pytest.MonkeyPatch,
         another_comes: bool,
     ) -> None:
-        monkeypatch.setattr(run_module, "_WATCH_S", 0.2)
+        monkeypatch.setattr(run_module, "WATCH_S", 0.2)
         cluster, client, made = split
         remarks, intervals = [], 0
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from flowps.status.event import Evaluated, Finished, Interval, Metrics, Progress, Remark, Started, StatusReport
+from flowps.status.event import (
+    AtCut,
+    Evaluated,
+    Finished,
+    Interval,
+    Metrics,
+    Progress,
+    Remark,
+    Saved,
+    Started,
+    StatusReport,
+    TrainerWritten,
+)
 from flowps.status.run_status import StageSummary
 
 METRICS = Metrics(examples=102_400, auc=0.67149, logloss=0.40321, prob_mean=0.12345, real_mean=0.12)
@@ -13,6 +25,9 @@ LOOKUP = StageSummary(1440, 3.1e8, 209_488.64, 262_144.0, 300_000.04, 6_000_000.
 STARTED = Started(feed_threads=1, in_flight=2, hub_threads=4, tasks_in_flight=5, devices=["GPU:0", "GPU:1"])
 PROGRESS = Progress(epoch=1, step=1300, examples=1_331_200, examples_per_s=38_399.8, loss=0.45123, auc=0.67149, queue_depth=3)
 INTERVAL = Interval(1, 1300, 37.49999, 38_399.84, METRICS, METRICS)
+AT_CUT = AtCut(1, 100, 0, 6400, 3200, [("data.parquet", 0, 5000, 3200)], False)
+WRITTEN = TrainerWritten(100, [{"path": "step/trainer/state.npz", "size_bytes": 1, "checksum": "0"}])
+SAVED = Saved("step-000000100-3fa9c2", 100, "full", 1_234_567, 187_654_321, 0.0624, 0.4123)
 REMARK = Remark("worker ps-1 was lost")
 EVALUATED = Evaluated(2, 2600, 12.34, METRICS)
 REPORT = StatusReport(30.0, 1300, {"EmbeddingLookup": LOOKUP}, {"feed_queue_empty": 7}, "the feed queue ran empty: …")

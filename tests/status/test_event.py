@@ -23,7 +23,20 @@ from flowps.status.event import (
     to_wire,
 )
 from flowps.status.run_status import StageSummary
-from tests.status.samples import EVALUATED, FINISHED, INTERVAL, NOTHING, ONE_CLASS, PROGRESS, REMARK, REPORT, STARTED
+from tests.status.samples import (
+    AT_CUT,
+    EVALUATED,
+    FINISHED,
+    INTERVAL,
+    NOTHING,
+    ONE_CLASS,
+    PROGRESS,
+    REMARK,
+    REPORT,
+    SAVED,
+    STARTED,
+    WRITTEN,
+)
 
 SAMPLES: list[Event] = [
     STARTED,
@@ -31,6 +44,9 @@ SAMPLES: list[Event] = [
     msgspec.structs.replace(PROGRESS, auc=None, loss=float("nan"), examples_per_s=float("inf")),
     INTERVAL,
     Interval(1, 10, 1.0, 1.0, ONE_CLASS, NOTHING),
+    AT_CUT,
+    WRITTEN,
+    SAVED,
     REMARK,
     EVALUATED,
     Evaluated(1, 0, 0.0, NOTHING),
@@ -70,7 +86,7 @@ def test_an_event_comes_back_as_it_was(event: Event):
 
 @pytest.mark.parametrize("event", SAMPLES, ids=lambda event: type(event).__name__)
 def test_a_message_is_builtins_only(event: Event):
-    assert set(leaves(to_wire(event))) <= {dict, list, str, int, float, bool, type(None)}
+    assert set(leaves(to_wire(event))) <= {dict, list, tuple, str, int, float, bool, type(None)}
 
 
 def test_every_kind_of_event_is_tried_here():

@@ -10,7 +10,19 @@ import pytest
 from flowps.status.event import Evaluated, Interval
 from flowps.status.lines import auc, lines, quality
 from flowps.status.run_status import StageSummary
-from tests.status.samples import EVALUATED, FINISHED, INTERVAL, METRICS, NOTHING, ONE_CLASS, PROGRESS, REMARK, REPORT, STARTED
+from tests.status.samples import (
+    EVALUATED,
+    FINISHED,
+    INTERVAL,
+    METRICS,
+    NOTHING,
+    ONE_CLASS,
+    PROGRESS,
+    REMARK,
+    REPORT,
+    SAVED,
+    STARTED,
+)
 
 
 def test_the_start_says_devices_and_what_was_chosen():
@@ -31,6 +43,12 @@ def test_an_interval_is_four_lines():
 def test_an_interval_says_its_own_metrics_not_the_epochs():
     event = Interval(1, 10, 1.0, 1.0, METRICS, ONE_CLASS)
     assert next(lines(event)).startswith("step 10, auc = 0.6715 ")
+
+
+def test_a_checkpoint_says_what_it_has_and_how_long_training_waited():
+    assert list(lines(SAVED)) == [
+        "checkpoint step-000000100-3fa9c2 (full): 1,234,567 rows, 187.7 MB in 0.41 s; training paused 0.062 s"
+    ]
 
 
 def test_a_remark_is_what_it_says():

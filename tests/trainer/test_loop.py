@@ -424,7 +424,7 @@ def test_staleness_is_at_most_in_flight_minus_one(in_flight: int):
 # --- stop -----------------------------------------------------------------------------------------------------------------
 
 
-def test_stop_in_the_middle_ends_after_the_step_without_evaluation():
+def test_stop_in_the_middle_ends_after_what_is_in_flight_without_evaluation():
     world = World(make_batches(50), make_batches(2, seed=1))
 
     def emit(event: Event) -> None:
@@ -433,9 +433,12 @@ def test_stop_in_the_middle_ends_after_the_step_without_evaluation():
             world.stop.set()
 
     trained = world.run(make_config(epochs=3, print_interval=2), emit=emit)
-    assert (trained.finished.steps, trained.finished.epochs, trained.finished.stopped) == (4, 0, True)
-    assert trained.finished.examples == 4 * SIZE
-    assert [ticket for ticket, _ in world.pushes] == [0, 1, 2, 3], "what was stepped is pushed"
+    steps = trained.finished.steps
+    assert (trained.finished.epochs, trained.finished.stopped) == (0, True)
+    assert 4 <= steps <= 4 + 3
+    assert trained.finished.examples == steps * SIZE
+    assert [ticket for ticket, _ in world.pushes] == list(range(steps)), "what was stepped is pushed"
+    assert len(world.lookups) == steps, "what was looked up is stepped"
     assert trained.test is None
     assert world.of_kind(Evaluated) == []
     assert isinstance(world.events[-1], Finished)
@@ -452,7 +455,8 @@ def test_stop_in_the_second_epoch_counts_the_first():
             world.stop.set()
 
     finished = world.run(make_config(epochs=3, print_interval=1), emit=emit).finished
-    assert (finished.steps, finished.epochs, finished.stopped) == (6, 1, True)
+    assert 6 <= finished.steps <= 6 + 3
+    assert (finished.epochs, finished.stopped) == (1, True)
 
 
 def test_stop_while_the_trainer_waits_for_a_slow_hub():
