@@ -163,7 +163,8 @@ class RunDir:
             self._schema,
         ]
         if not self._aside.exists():  # or an interrupted move is taken up again
-            if not any(path.exists() for path in (self.model, self.summary, self.embeddings, self.checkpoints)):
+            saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+            if not saved and not any(path.exists() for path in (self.model, self.summary, self.embeddings)):
                 for path in left:
                     if path == self.checkpoints:
                         shutil.rmtree(path, ignore_errors=True)

@@ -238,7 +238,7 @@ class TestWarmStart:
 
     def test_it_is_no_way_to_go_on(self, train: Train, whole: Ran) -> None:
         with pytest.raises(ConfigError, match="warm_start begins a new run, resume and resume_from go on with one"):
-            train(("warm_start", "x"), ("resume", True))
+            train(("warm_start", "x"), ("resume", "true"))
 
 
 def test_nothing_to_go_on_from(train: Train, tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ class TestRefusals:
 
 
 LONG = ("--epochs", 1_000_000)
+FATAL = (*LONG, "--checkpoint.recovery", "none")
 LOST_S = 20.0  # within which a run ends that has lost what it cannot do without
 
 
@@ -203,7 +204,7 @@ class TestLosses:
 
     def test_of_a_shard_it_ends_and_says_which(self, cluster, add, tmp_path):
         shard = add("roomy", "PS=9")  # a shard goes where most room is left
-        with closing(cluster.train(tmp_path / "run", *LONG)) as command:
+        with closing(cluster.train(tmp_path / "run", *FATAL)) as command:
             command.wait_for("^step 25, real_mean")
             shard.signal(signal.SIGKILL)
             said = command.refuse(timeout_s=LOST_S)
@@ -212,7 +213,7 @@ class TestLosses:
 
     def test_of_a_trainer_it_ends_and_says_which(self, cluster, add, tmp_path):
         trainer = add("fast", "TRAINER=1 GPU=1")  # trainers go where a GPU is
-        with closing(cluster.train(tmp_path / "run", *LONG)) as command:
+        with closing(cluster.train(tmp_path / "run", *FATAL)) as command:
             command.wait_for("^step 25, real_mean")
             trainer.signal(signal.SIGKILL)
             said = command.refuse(timeout_s=LOST_S)
