@@ -99,11 +99,11 @@ def find(config: Config, say: Callable[[str], None]) -> Resume | None:
     `say` is told of each checkpoint that is passed over, and why. Raises CheckpointError where there is none that is sound, or the
     one named is not; ConfigError for --resume without a place to look.
     """
+    if config.warm_start and (config.resume or config.resume_from):
+        raise ConfigError("warm_start begins a new run, resume and resume_from go on with one: give one of them")
     own_url = config.checkpoint.url or (str(Path(config.run_dir).absolute() / CHECKPOINTS) if config.run_dir else "")
     if config.resume and not config.resume_from and not own_url:
         raise ConfigError("resume: of which run? give its --run_dir, or --checkpoint.url; --resume_from names a checkpoint")
-    if config.warm_start and (config.resume or config.resume_from):
-        raise ConfigError("warm_start begins a new run, resume and resume_from go on with one: give one of them")
     if named := config.resume_from or config.warm_start:
         if Store(named.rstrip("/")).exists(_MANIFEST):
             url, _, name = named.rstrip("/").rpartition("/")

@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.conftest import ROWS, assert_same, train_command
 from tests.faults.harness import PROCESSES, RECOVERY_S, assert_adds_up, events, summary, victim
 
-EPOCHS = 40
+EPOCHS = 24
 MANY = ("--epochs", EPOCHS)
 pytestmark = pytest.mark.timeout(400)
 
