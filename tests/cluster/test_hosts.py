@@ -124,7 +124,7 @@ def test_a_file_that_a_host_does_not_have(cluster: Cluster, credentials: tuple[o
 def test_an_interface_that_a_host_does_not_have(cluster: Cluster, tmp_path: Path) -> None:
     with closing(cluster.train(tmp_path / "run", *INSECURE, "--cluster.interface", "eth7")) as command:
         said = command.refuse()
-    assert re.search(r"worker ps-0 at tcp://10\.77\.0\.2:\d+: cluster\.interface: \S+ has no address on 'eth7'", said)
+    assert re.search(r"worker ps-[01] at tcp://10\.77\.0\.2:\d+: cluster\.interface: \S+ has no address on 'eth7'", said)
     assert f"Valid network interfaces are: ['lo', '{INTERFACE}']" in said
 
 
