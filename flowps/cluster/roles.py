@@ -24,6 +24,7 @@ from flowps.errors import ClusterError, FlowpsError, LostRoleError, StoppedError
 
 WATCH_S = 2.0  # between two looks at whether the workers are still there
 _STOP_S = 60.0  # for a step to end and the model to be saved
+_NOTICED_S = 4.0  # until the scheduler knows that a worker has gone
 _RESTART_S = 10.0  # for a nanny to end a worker that does not answer
 
 _CANCELLED = FlowpsError("a trainer was cancelled by somebody else on the cluster")
@@ -80,8 +81,21 @@ class Roles:
 
     def ask_shards(self, method: str, *arguments: object) -> list[Any]:
         """Call a method of all shards' actors at once; their answers in order."""
-        asked = [getattr(shard, method)(*arguments) for shard in self._shards]
-        return [self._wait(answer) for answer in asked]
+        try:
+            asked = [getattr(shard, method)(*arguments) for shard in self._shards]
+            return [self._wait(answer) for answer in asked]
+        except FlowpsError:
+            raise
+        except Exception:  # Dask has errors of many kinds for an actor whose worker has gone
+            self._raise_loss()
+            raise
+
+    def _raise_loss(self) -> None:
+        """Raise LostRoleError if a worker has gone; the scheduler may hear of it a little later."""
+        deadline = time.monotonic() + _NOTICED_S
+        while time.monotonic() < deadline:
+            self.check()
+            time.sleep(_NOTICED_S / 20)
 
     def trained(self) -> Trained:
         """What the first trainer has returned, who speaks for all, once all have ended. Raises what any of them has raised."""
@@ -170,7 +184,8 @@ class Roles:
 
     def go_on(self, step: int) -> None:
         """Let the trainers go on after their cut."""
-        self._client.run(go_on, self._run_id, step, workers=[offer.address for offer in self._plan.assignment.trainers])
+        workers = [offer.address for offer in self._plan.assignment.trainers]
+        self._client.run(go_on, self._run_id, step, workers=workers, on_error="ignore")  # `check` tells of one that has gone
 
     def _there(self) -> Mapping[str, Mapping[str, Any]]:
         """The workers that the scheduler still has; none, where it does not answer."""
