@@ -169,6 +169,8 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
             emit=emit, status=status, stop=stop, group=group,
             attend=lambda ticket: shards.attend(batch_id(number, ticket)) if plan.steps_together else None,
             give_up=lambda ticket: shards.forget(batch_id(number, ticket)) if plan.steps_together else None,
+            # Where they step together, giving up has done it.
+            forget=lambda ticket: None if plan.steps_together else shards.forget(batch_id(number, ticket)),
             cut=cuts.cut,
             resume=None if state is None or task.is_warm else state,
             warm_start=state.arrays if state is not None and task.is_warm else None,

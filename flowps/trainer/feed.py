@@ -123,6 +123,11 @@ class FeedQueue:
             self._permits += 1
             self._changed.notify_all()
 
+    @property
+    def untaken(self) -> range:
+        """The tickets that were given and whose feeds nobody has taken; once closed: all that was looked up in vain."""
+        return range(self._deliver, self._next_ticket)
+
     def hold_from(self, ticket: float) -> None:
         """Give no ticket from this one on, until told otherwise (infinity: give all). Tickets that were given stay given."""
         with self._changed:

@@ -58,6 +58,7 @@ class Surroundings:
     group    the trainers that share one dense update; None: this one is alone
     attend   told the batch id of a step for which this trainer has no batch any more, while others may
     give_up  told the batch id from which on there will be no more steps, while lookups may wait for those of other trainers
+    forget   told the batch id of a lookup that will have no push, at a stop of several trainers
     cut      told where the trainer is, with nothing in flight, at the end and, with checkpoints, between; training goes on when it
              returns
     resume   the state of a cut: where this run begins
@@ -74,6 +75,7 @@ class Surroundings:
     group: Group | None = None
     attend: Callable[[int], None] = lambda ticket: None
     give_up: Callable[[int], None] = lambda ticket: None
+    forget: Callable[[int], None] = lambda ticket: None
     cut: Callable[[Cut], None] | None = None
     resume: State | None = None
     warm_start: Arrays | None = None
@@ -274,6 +276,9 @@ class Trainer:
                     raise
             self._clock.pause()
         self._read, self._training = self._read + feeds.samples, None
+        if self._all_stop:
+            for ticket in feeds.untaken:
+                self._around.forget(ticket)
         if isinstance(self._step, GroupStep):
             self._step.share_state()
         if self._is_stopped or self._cut_at is not None:

@@ -14,7 +14,7 @@ import pytest
 
 from flowps.cluster.launch import gather_workers, launch
 from flowps.cluster.plan import plan
-from flowps.cluster.run import Result, run
+from flowps.cluster.run import Result, Start, run
 from flowps.cluster.run_dir import RunDir
 from flowps.config import Config
 from flowps.errors import CapacityError, DataError
@@ -84,7 +84,9 @@ def run_here(client: distributed.Client, samples: Path, tmp_path: Path) -> Run:
 
         with closing(RunDir(tmp_path / name)) as run_dir:
             run_dir.prepare(config, planned.schema)
-            return run(client, planned, run_dir, [run_dir.record, see], asked.is_set)
+            run_dir.checkpoints.mkdir()
+            start = Start(str(run_dir.checkpoints))
+            return run(client, planned, run_dir, [run_dir.record, see], asked.is_set, start)
 
     return run_here
 
@@ -119,7 +121,7 @@ def test_bad_data_are_the_error_that_is_raised(run_here: Run, samples: Path, tmp
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
-def test_a_stop_ends_all_trainers_after_the_same_step(run_here: Run, in_flight: int) -> None:
+def test_a_stop_ends_all_trainers_after_the_same_step(run_here: Run, tmp_path: Path, in_flight: int) -> None:
     """Wherever it meets them; each time the model and the rows are saved."""
     short = (("cluster.collective_timeout_s", 20), ("cluster.rpc_timeout_s", 20))
     for stop_at in (3, 9):
@@ -129,3 +131,5 @@ def test_a_stop_ends_all_trainers_after_the_same_step(run_here: Run, in_flight: 
         assert found.finished.steps >= stop_at
         assert found.rows > 0
         assert found.test is None
+        assert found.ledger.adds_up
+        assert len(list((tmp_path / f"run-{in_flight}-{stop_at}" / "checkpoints").glob("*/manifest.json"))) == 1
