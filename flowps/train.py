@@ -27,7 +27,7 @@ from flowps.arguments import parse
 from flowps.cluster.announce import announce_plan, announce_result
 from flowps.cluster.launch import gather_workers, launch
 from flowps.cluster.plan import Plan, plan
-from flowps.cluster.resume import Resume, choose, find, prepare
+from flowps.cluster.resume import Resume, choose, find, place_of, prepare
 from flowps.cluster.run import Result, Start, run
 from flowps.cluster.run_dir import RunDir
 from flowps.config import Config
@@ -78,14 +78,16 @@ def _train(
     run_dir = RunDir(_run_dir_path(config).absolute())
     with closing(run_dir):
         anew = msgspec.structs.replace(config, resume=False, resume_from="", warm_start="")  # run again, it begins at the beginning
-        if run_dir.prepare(anew, planned.schema, goes_on=resume is not None and config.resume):
+        url = place_of(config, run_dir.path)
+        # Also where one of its own checkpoints was named: it must not be put aside with the rest.
+        if run_dir.prepare(anew, planned.schema, goes_on=resume is not None and (config.resume or resume.url == url)):
             console.print(
                 f"{run_dir.path} held an earlier run with this schema; it is in {run_dir.previous} until this one has finished",
                 soft_wrap=True,
             )
         live = config.status.progress == "live" or (config.status.progress == "auto" and console.is_terminal)
         with Display(console, live, config.epochs, planned.train_rows) as display:
-            saves_to = (knobs.url or str(run_dir.checkpoints)) if knobs.is_on else ""
+            saves_to = url if knobs.is_on else ""
             start = Start(saves_to, resume, plan_on if knobs.recovery == "rollback" and config.cluster.has_processes else None)
             if saves_to:
                 goes_on = resume is not None and resume.goes_on

@@ -217,6 +217,23 @@ class TestRuns:
         assert main(arguments) == 0
         assert not (tmp_path / "run" / "previous").exists()
 
+    def test_a_run_goes_on_from_one_of_its_own_checkpoints(self, tmp_path, train_file, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)  # relative paths, though workers may be elsewhere
+        arguments = command("--data.train", train_file, "--run_dir", "run", "--trainer.in_flight", 1)
+        assert main(arguments) == 0
+        rows = (tmp_path / "run" / "embeddings" / "user.parquet").read_bytes()
+        (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+        capsys.readouterr()
+        for how in (["--resume"], ["--resume_from", f"run/checkpoints/{saved.name}"]):
+            assert main([*arguments, *how]) == 0
+            assert f"going on from {saved.parent}/step-" in capsys.readouterr().out
+            assert not (tmp_path / "run" / "previous").exists()
+            assert (tmp_path / "run" / "embeddings" / "user.parquet").read_bytes() == rows
+        assert main([*arguments, "--warm_start", "run/checkpoints"]) == 1
+        assert "has checkpoints of an earlier run; go on from them with --resume" in capsys.readouterr().err
+        assert main([*arguments, "--warm_start", "run/checkpoints", "--run_dir", "other", "--checkpoint.url", "saved"]) == 0
+        assert list((tmp_path / "saved").glob("step-*/manifest.json"))
+
     def test_two_runs_at_once_do_not_share_a_directory(self, tmp_path, train_file, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         moment = datetime(2026, 1, 2, 3, 4, 5)

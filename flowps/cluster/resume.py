@@ -93,6 +93,18 @@ def prepare(url: str, resume: Resume | None, is_newest: bool) -> None:
         )
 
 
+def place_of(config: Config, run_dir: Path | None) -> str:
+    """The folder of the run's checkpoints, as every worker can name it; "" where neither says it."""
+    if config.checkpoint.url:
+        return _absolute(config.checkpoint.url)
+    return "" if run_dir is None else str(run_dir.absolute() / CHECKPOINTS)
+
+
+def _absolute(url: str) -> str:
+    """Workers have working directories of their own."""
+    return url if "://" in url else str(Path(url).absolute())
+
+
 def find(config: Config, say: Callable[[str], None]) -> Resume | None:
     """The checkpoint that the run is to begin with; None for a run from the beginning.
 
@@ -101,19 +113,20 @@ def find(config: Config, say: Callable[[str], None]) -> Resume | None:
     """
     if config.warm_start and (config.resume or config.resume_from):
         raise ConfigError("warm_start begins a new run, resume and resume_from go on with one: give one of them")
-    own_url = config.checkpoint.url or (str(Path(config.run_dir).absolute() / CHECKPOINTS) if config.run_dir else "")
-    if config.resume and not config.resume_from and not own_url:
+    url = place_of(config, Path(config.run_dir) if config.run_dir else None)
+    if config.resume and not config.resume_from and not url:
         raise ConfigError("resume: of which run? give its --run_dir, or --checkpoint.url; --resume_from names a checkpoint")
+    taken = _TO_BE_CHOSEN if config.warm_start else None
     if named := config.resume_from or config.warm_start:
-        if Store(named.rstrip("/")).exists(_MANIFEST):
-            url, _, name = named.rstrip("/").rpartition("/")
-            store = Store(url or ".")
-            return Resume(store.url, tuple(check(store, load(store, name))), _TO_BE_CHOSEN if config.warm_start else None)
-        own_url = named
+        url = _absolute(named).rstrip("/")
+        if Store(url).exists(_MANIFEST):
+            url, _, name = url.rpartition("/")
+            store = Store(url)
+            return Resume(url, tuple(check(store, load(store, name))), taken)
     elif not config.resume:
         return None
-    store = Store(own_url)
-    return Resume(own_url, tuple(chain(store, newest_valid(store, say))), _TO_BE_CHOSEN if config.warm_start else None)
+    store = Store(url)
+    return Resume(url, tuple(chain(store, newest_valid(store, say))), taken)
 
 
 def choose(resume: Resume, schema: Schema, say: Callable[[str], None]) -> Resume:

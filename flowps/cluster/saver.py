@@ -181,7 +181,7 @@ class Saver:
 
     def _failed(self, error: CheckpointError) -> None:
         """Go on without, where that is allowed; the next one is a full one."""
-        self._pending, self._newest, self._count = None, [], 0
+        self._pending, self._count = None, 0
         if self._knobs.on_error == "stop":
             raise error
         self._say(f"no checkpoint: {error}")

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -19,14 +20,17 @@ import pytest
 from flowps.checkpoint.ledger import Ledger
 from flowps.checkpoint.manifest import chain, found
 from flowps.checkpoint.store import Store
+from flowps.cluster.assign import assign
 from flowps.cluster.launch import gather_workers, launch
 from flowps.cluster.plan import plan
 from flowps.cluster.resume import Resume, choose, find, prepare
 from flowps.cluster.run import Result, Start, run
 from flowps.cluster.run_dir import RunDir
+from flowps.cluster.saver import Saver
+from flowps.cluster.shard_role import SaveTask
 from flowps.errors import CheckpointError, ConfigError
-from flowps.status.event import Event, Interval, Remark, Saved
-from tests.cluster.conftest import ROWS, config_of, rows_of, write_data
+from flowps.status.event import AtCut, Event, Interval, Remark, Saved
+from tests.cluster.conftest import ROWS, config_of, one_machine, rows_of, write_data
 
 EPOCHS, BATCH = 2, 32
 STEPS = EPOCHS * -(-ROWS // BATCH)
@@ -265,6 +269,24 @@ def test_a_folder_that_vanishes(train: Train, folder: Path, on_error: str) -> No
     assert ran.result.finished.examples == EPOCHS * ROWS
     assert any("no checkpoint: " in remark.text and "it has gone" in remark.text for remark in ran.of_kind(Remark))
     assert ran.result.ledger.adds_up
+
+
+def test_after_a_checkpoint_that_failed_a_loss_goes_back_to_the_one_before(whole: Ran, folder: Path, tmp_path: Path) -> None:
+    """And the next one is a full one: it needs nothing of those before."""
+    config = config_of(folder / "data.parquet", ("checkpoint.on_error", "warn"), ("checkpoint.full_every", 100))
+    said: list[Event] = []
+    made = plan(config, assign([one_machine()], 1, 1))
+    saver = Saver(made, str(tmp_path), "flowps-run", Ledger(), said.append)
+    newest = next(f.manifest for f in found(Store(str(whole.folder / "checkpoints"))) if f.manifest)
+    saver._newest, saver._count = [newest], 1
+    saver._failed(CheckpointError("no room"))
+    assert saver.newest is not None
+    assert saver.newest.last is newest
+    assert [event.text for event in said if isinstance(event, Remark)] == ["no checkpoint: no room"]
+    asked: list[SaveTask] = []
+    roles = SimpleNamespace(ask_shards=lambda method, task: asked.append(task), go_on=lambda step: None)
+    saver.see(AtCut(0, 40, 0, ROWS, ROWS, [], False), roles)
+    assert [task.since for task in asked] == [None]
 
 
 def test_a_ledger_without_checkpoints(train: Train) -> None:
