@@ -219,6 +219,15 @@ class TestLosses:
             said = command.refuse(timeout_s=LOST_S)
         assert re.search(r"worker fast at tcp://127\.0\.0\.1:\d+ was lost, and trainer 0 with it: look into its log", said)
 
+    def test_of_the_command_its_roles_end_and_leave_their_workers_to_others(self, cluster, embedded, tmp_path):
+        with closing(cluster.train(tmp_path / "orphan", *LONG)) as command:
+            command.wait_for("^step 25, real_mean")
+            command.signal(signal.SIGKILL)
+            command.end()
+        with closing(cluster.train(tmp_path / "run")) as command:
+            command.succeed()
+        assert_same(tmp_path / "run", embedded)
+
     def test_of_the_scheduler_it_ends_and_says_so(self, cluster, tmp_path):
         """The last test that uses it."""
         with closing(cluster.train(tmp_path / "run", *LONG)) as command:
