@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -12,6 +13,22 @@ with warnings.catch_warnings():
     # Its own deprecations are not ours to fix; test modules import it at their top, after this.
     warnings.simplefilter("ignore")
     import flowps.trainer.loop  # noqa: F401  imports TensorFlow after setting what that reads from the environment
+
+
+from tests.trainer.members import Member, Members
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Members]:
+    """Two processes for trainers, the same for all tests of a file."""
+    with closing(Members(2)) as processes:
+        yield processes
+
+
+@pytest.fixture
+def pair(processes: Members) -> list[Member]:
+    """Two members that are alive and idle."""
+    return processes.renewed()
 
 
 def flowps_threads() -> list[str]:

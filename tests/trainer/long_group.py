@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -16,17 +14,6 @@ from tests.trainer import members as members_module
 from tests.trainer.members import HOST, LONG_S, SOON_S, Member, Members, abort, error_of, peers_of
 
 pytestmark = pytest.mark.timeout(120)  # a trainer that waits for ever is the failure most of these look for
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Members]:
-    with closing(Members(2)) as processes:
-        yield processes
-
-
-@pytest.fixture
-def pair(processes: Members) -> list[Member]:
-    return processes.renewed()
 
 
 # --- what a member does; a process of its own runs it -----------------------------------------------------------------------

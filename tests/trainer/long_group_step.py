@@ -33,9 +33,7 @@ from tests.trainer.members import (
     tasks,
     train,
 )  # fmt: skip
-from tests.trainer.test_group_step import Epochs, alone, assert_bit_equal, assert_same, epochs_of, pair, processes, together
-
-__all__ = ["pair", "processes"]
+from tests.trainer.test_group_step import Epochs, alone, assert_bit_equal, assert_same, epochs_of, together
 
 pytestmark = pytest.mark.timeout(120)  # a trainer that waits for ever is the failure most of these look for
 

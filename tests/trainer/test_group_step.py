@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,6 @@ from flowps.config import Config
 from flowps.status.event import Metrics
 from tests.trainer.members import (
     Member,
-    Members,
     Outcome,
     Task,
     all_results,
@@ -31,17 +29,6 @@ pytestmark = pytest.mark.timeout(120)  # a trainer that waits for ever is the fa
 
 Epochs = Sequence[list[list[Batch]]]  # [trainer][epoch][step]
 Rows = dict[str, dict[int, Float32]]
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Members]:
-    with closing(Members(2)) as processes:
-        yield processes
-
-
-@pytest.fixture
-def pair(processes: Members) -> list[Member]:
-    return processes.renewed()
 
 
 def epochs_of(sizes: Sequence[Sequence[int]], epochs: int = 1) -> Epochs:

@@ -18,7 +18,6 @@ from flowps.ps.kernels import inlined, kernel
 from flowps.ps.kernels.layout import (
     CLOSED,
     FREE,
-    FREE_AT,
     FRESH,
     FRESH_END,
     INSERTED,
@@ -29,6 +28,7 @@ from flowps.ps.kernels.layout import (
     home,
     is_last,
     stripe_of,
+    take_row,
 )
 from flowps.ps.kernels.vector import lanes16, load_as, prefetch, store_as
 
@@ -235,12 +235,7 @@ def adopt(signs, stamps, slots, lines, rows, begin, index, entries, bits, meta, 
             if meta[stripe, CLOSED] != 0:
                 return FULL, i
             return GROW if full else GRANT, i
-        if meta[stripe, FREE] > 0:
-            meta[stripe, FREE] -= 1
-            row = np.int64(free[meta[stripe, FREE_AT] + meta[stripe, FREE]])
-        else:
-            row = meta[stripe, FRESH]
-            meta[stripe, FRESH] += 1
+        row = take_row(stripe, meta, free)
         index[2 * p] = sign
         index[2 * p + 1] = np.uint64(row + 1) | (stamps[i] << STAMP)
         row_slots[row] = slots[i]

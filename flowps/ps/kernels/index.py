@@ -28,6 +28,7 @@ from flowps.ps.kernels.layout import (
     home,
     is_last,
     stripe_of,
+    take_row,
 )
 from flowps.ps.kernels.vector import prefetch
 
@@ -255,12 +256,7 @@ def _create(
                 if freed == 0 or is_last(p, entries, bits, stripe):
                     progress[STRIPE] = stripe
                     return FULL
-            if meta[stripe, FREE] > 0:
-                meta[stripe, FREE] -= 1
-                row = np.int64(free[meta[stripe, FREE_AT] + meta[stripe, FREE]])
-            else:
-                row = meta[stripe, FRESH]
-                meta[stripe, FRESH] += 1
+            row = take_row(stripe, meta, free)
             index[2 * p] = sign
             row_slots[row] = slot
             draw(weights, row * stride * widening, dim, sign, seed, kind, scale)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowps.ps.kernels import kernel
+from flowps.ps.kernels import inlined, kernel
 
 # Signs are hashes already; multiplying spreads those that are not (Knuth, TAOCP 3, 6.4, Fibonacci hashing).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -46,6 +46,16 @@ def home(sign, entries, bits):
 def stripe_of(sign, bits):
     """The stripe of a sign."""
     return np.int64(((sign * _GOLDEN) >> _U32) >> (_U32 - bits))
+
+
+@inlined
+def take_row(stripe, meta, free):
+    """A row for a stripe that has one: one that was given back, or one that was never used."""
+    if meta[stripe, FREE] > 0:
+        meta[stripe, FREE] -= 1
+        return np.int64(free[meta[stripe, FREE_AT] + meta[stripe, FREE]])
+    meta[stripe, FRESH] += 1
+    return meta[stripe, FRESH] - 1
 
 
 @kernel
