@@ -125,9 +125,10 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
     # Seceding frees the thread for hub tasks: this one waits for them.
     distributed.secede()
     # TensorFlow only where a trainer runs.
-    from flowps.trainer.loop import Surroundings, Trainer
+    from flowps.trainer.loop import Trainer
     from flowps.trainer.models import ModelSpec
     from flowps.trainer.state import State
+    from flowps.trainer.surroundings import Surroundings
 
     worker, client, status = distributed.get_worker(), distributed.get_client(), RunStatus()
     number, speaks = task.number, task.number == 0

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,92 +20,33 @@ import tensorflow as tf
 from flowps.batch import Batch, Float32
 from flowps.config import Config
 from flowps.errors import ConfigError, StoppedError
-from flowps.status.event import Emit, Evaluated, Finished, Metrics, Remark
+from flowps.status.event import Evaluated, Finished, Metrics, Remark
 from flowps.status.reporter import Reporter
-from flowps.status.run_status import RunStatus
+from flowps.trainer.cut import CutClock
 from flowps.trainer.feed import Feed, FeedQueue
-from flowps.trainer.group import Group
 from flowps.trainer.group_step import METRICS_KEY, GroupStep
 from flowps.trainer.hook import SteadyClock, StepReporter
 from flowps.trainer.metrics import StreamingMetrics
 from flowps.trainer.models import ModelSpec, build
 from flowps.trainer.push import PushQueue
 from flowps.trainer.schedule import Schedule
-from flowps.trainer.state import Arrays, Cut, State, named, only
+from flowps.trainer.state import Cut, State, named, only
 from flowps.trainer.step import Step
+from flowps.trainer.surroundings import BatchStream, Ending, Surroundings
 
 _STEP, _METRICS = "step/", "metrics/"  # beginnings of the names of a state's arrays
 
 
-class BatchStream(Iterator[Batch], Protocol):
-    """Batches in order."""
-
-    def close(self) -> None:
-        """May come from any thread; ends a `next` that waits."""
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a trainer is given.
-
-    train    epoch (from 0) → its batches
-    test     the batches to evaluate on, or None
-    lookup   (batch id, batch, training) → embeddings float32 [size, width]; thread-safe
-    push     (batch id, gradient float32 [size, width], what learning rates are multiplied by); thread-safe
-    stop     set by anyone to end the run after the current step
-    group    the trainers that share one dense update; None: this one is alone
-    attend   told the batch id of a step for which this trainer has no batch any more, while others may
-    give_up  told the batch id from which on there will be no more steps, while lookups may wait for those of other trainers
-    forget   told the batch id of a lookup that will have no push, at a stop of several trainers
-    cut      told where the trainer is, with nothing in flight, at the end and, with checkpoints, between; training goes on when it
-             returns
-    resume   the state of a cut: where this run begins
-    warm_start  arrays of the state of another run, whose dense weights are taken as far as they fit
-    """
-
-    train: Callable[[int], BatchStream]
-    test: Callable[[], BatchStream] | None
-    lookup: Callable[[int, Batch, bool], Float32]
-    push: Callable[[int, Float32, float], None]
-    emit: Emit
-    status: RunStatus
-    stop: threading.Event
-    group: Group | None = None
-    attend: Callable[[int], None] = lambda ticket: None
-    give_up: Callable[[int], None] = lambda ticket: None
-    forget: Callable[[int], None] = lambda ticket: None
-    cut: Callable[[Cut], None] | None = None
-    resume: State | None = None
-    warm_start: Arrays | None = None
-
-
-class _Ending(BatchStream):
-    """`inner`, which ends where it is closed because of a stop."""
-
-    def __init__(self, inner: BatchStream, stop: threading.Event) -> None:
-        self._inner, self._stop = inner, stop
-
-    def __next__(self) -> Batch:
-        try:
-            return next(self._inner)
-        except StoppedError:
-            if self._stop.is_set():
-                raise StopIteration from None
-            raise
-
-    def close(self) -> None:
-        self._inner.close()
-
-
 @dataclass(frozen=True)
 class _Stepped:
-    """What came of a step. `labels` and `logits` of all trainers; `gradient` of this one's embeddings."""
+    """What came of a step. `labels` and `logits` of all trainers; `gradient` of this one's embeddings; `asks_cut`: anyone."""
 
     loss: float
     labels: Float32
     logits: Float32
     gradient: Any
     rate_scale: float
+    asks_cut: bool
 
 
 @dataclass(frozen=True)
@@ -154,7 +93,7 @@ class Trainer:
         self._steps = self._examples = 0  # of all trainers
         self._epochs = self._left_out = 0
         self._ends = 0  # epochs' ends that all trainers have met at, each a lookup of its own
-        self._all_stop = self._all_cut = False  # whether all trainers have agreed, in a step, to stop after it, or on a cut
+        self._all_stop = False  # whether all trainers have agreed, in a step, to stop after it
         self._first_step_at = 0.0
         self._hook = StepReporter(around.emit, config.status.print_interval)
         self._clock = SteadyClock(around.status)
@@ -163,8 +102,7 @@ class Trainer:
         self._training: FeedQueue | None = None  # feeds of this one
         self._in_epoch = False
         self._until: int | None = None  # the ticket before which a trainer that is alone stops
-        self._cut_at: int | None = None  # the ticket before which the next cut is
-        self._cut_timer = time.monotonic()
+        self._cuts = CutClock(config.checkpoint.every_steps, config.checkpoint.every_s, config.trainer.in_flight)
         if around.resume is not None:
             self._restore(around.resume)
         elif around.warm_start is not None:
@@ -246,7 +184,7 @@ class Trainer:
         self._in_epoch = True
         if self._around.resume is not None and epoch == self._around.resume.epoch:
             self._hook.restore(only(self._around.resume.arrays, _METRICS))
-        stream = _Ending(self._around.train(epoch), self._around.stop)
+        stream = Ending(self._around.train(epoch), self._around.stop)
         # Closed in reverse order: the stream first, so that no feed thread still waits for it.
         with (
             closing(self._feeds(stream, training=True)) as feeds,
@@ -257,7 +195,7 @@ class Trainer:
             self._clock.resume()
             try:
                 while self._train_step(feeds, pushes, stream):
-                    if self._ticket == self._cut_at:
+                    if self._ticket == self._cuts.at:
                         pushes.drain()
                         feeds.check()
                         self._cut()
@@ -281,7 +219,7 @@ class Trainer:
                 self._around.forget(ticket)
         if isinstance(self._step, GroupStep):
             self._step.share_state()
-        if self._is_stopped or self._cut_at is not None:
+        if self._is_stopped or self._cuts.at is not None:
             self._cut(last=self._is_stopped)
         self._hook.end_interval(self._steps)
 
@@ -296,10 +234,8 @@ class Trainer:
             return False
         self._steps += 1
         self._examples += len(stepped.labels)
-        # Before the push gives its permit back: until then each trainer has at most so many in flight, this one among them.
-        if self._wants_cut and self._cut_at is None:
-            self._cut_at = self._ticket + self._config.trainer.in_flight - 1
-            feeds.hold_from(self._cut_at)
+        if (cut_at := self._cuts.decide(self._steps, self._ticket, stepped.asks_cut)) is not None:
+            feeds.hold_from(cut_at)
         if feed is not None:
             pushes.put(feed.ticket, stepped.gradient, stepped.rate_scale, feeds.release)
             self._epoch_samples += feed.batch.size
@@ -330,24 +266,8 @@ class Trainer:
 
     # --- cuts ---------------------------------------------------------------------------------------------------------
 
-    @property
-    def _wants_cut(self) -> bool:
-        """Whether a cut is due after as many steps as are in flight."""
-        knobs = self._config.checkpoint
-        if self._around.cut is None or not knobs.is_on:
-            return False
-        following = self._steps + self._config.trainer.in_flight - 1
-        return self._all_cut or (knobs.every_steps > 0 and following % knobs.every_steps == 0)
-
-    @property
-    def _is_time_for_cut(self) -> bool:
-        every_s = self._config.checkpoint.every_s
-        return self._around.cut is not None and every_s > 0 and time.monotonic() - self._cut_timer >= every_s
-
     def _cut(self, last: bool = False) -> None:
         """Let the run be saved as it is now, with nothing in flight."""
-        if self._around.cut is None:
-            return
         if isinstance(self._step, GroupStep) and not last:
             self._step.share_state()
         with self._around.status.timed("CheckpointPause"):
@@ -355,7 +275,7 @@ class Trainer:
             state = self._state() if group is None or group.number == 0 else None
             read = self._read + (self._training.samples if self._training is not None else 0)
             self._around.cut(Cut(self._steps, self._epoch, self._examples, self._epoch_samples, read, last, state))
-        self._cut_at, self._all_cut, self._cut_timer = None, False, time.monotonic()
+        self._cuts.done()
 
     def _state(self) -> State:
         arrays = named(_STEP, self._step.state())
@@ -374,8 +294,7 @@ class Trainer:
         with self._around.status.timed("TrainStep"):
             rate_scale = self._schedule.at(self._steps)
             loss, logits, gradient = self._step.train(feed.batch, feed.embeddings, rate_scale, feed.inputs)
-        self._all_cut = self._is_time_for_cut
-        return _Stepped(loss, feed.batch.labels, logits, gradient, rate_scale)
+        return _Stepped(loss, feed.batch.labels, logits, gradient, rate_scale, self._cuts.is_time)
 
     def _step_together(self, step: GroupStep, feed: Feed | None) -> _Stepped | None:
         """A step of all trainers, with or without a batch of this one; None when nobody has one."""
@@ -384,15 +303,14 @@ class Trainer:
         with self._around.status.timed("TrainStep"):
             rate_scale = self._schedule.at(self._steps)
             batch, inputs = (None, None) if feed is None else (feed.batch, feed.inputs)
-            joint = step.train_together(batch, inputs, rate_scale, self._around.stop.is_set(), self._is_time_for_cut)
-        self._all_cut = self._all_cut or joint.cut
+            joint = step.train_together(batch, inputs, rate_scale, self._around.stop.is_set(), self._cuts.is_time)
         if joint.stop:
             self._all_stop = True
             self._around.stop.set()
         if not len(joint.labels):
             self._ends += 1
             return None
-        return _Stepped(joint.loss, joint.labels, joint.logits, joint.gradient, rate_scale)
+        return _Stepped(joint.loss, joint.labels, joint.logits, joint.gradient, rate_scale, joint.cut)
 
     def _evaluate(self) -> Metrics | None:
         """Score the test batches; creates no rows and changes nothing."""

@@ -14,6 +14,7 @@ import pytest
 
 from flowps.cluster.launch import gather_workers, launch
 from flowps.cluster.plan import plan
+from flowps.cluster.resume import find
 from flowps.cluster.run import Result, Start, run
 from flowps.cluster.run_dir import RunDir
 from flowps.config import Config
@@ -76,7 +77,8 @@ def run_here(client: distributed.Client, samples: Path, tmp_path: Path) -> Run:
 
     def run_here(*knobs: tuple[str, object], name: str = "run", stop_at: int = 1 << 30) -> Result:
         config = config_of(samples / "train.parquet", *knobs)
-        planned, asked = plan(config, gather_workers(client, config, print, lambda: False)), threading.Event()
+        resume = find(config, print)
+        planned, asked = plan(config, gather_workers(client, config, print, lambda: False), resume), threading.Event()
 
         def see(event: Event) -> None:
             if isinstance(event, Interval) and event.step >= stop_at:
@@ -85,7 +87,7 @@ def run_here(client: distributed.Client, samples: Path, tmp_path: Path) -> Run:
         with closing(RunDir(tmp_path / name)) as run_dir:
             run_dir.prepare(config, planned.schema)
             run_dir.checkpoints.mkdir()
-            start = Start(str(run_dir.checkpoints))
+            start = Start(str(run_dir.checkpoints), resume)
             return run(client, planned, run_dir, [run_dir.record, see], asked.is_set, start)
 
     return run_here
@@ -98,6 +100,21 @@ def test_odd_partitions_and_a_rest_in_the_asynchronous_mode(run_here: Run, sampl
     assert found.test is not None
     assert found.test.examples == 200
     assert found.rows == 50
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_other_trainers_go_on_with_what_is_left(run_here: Run, tmp_path: Path, in_flight: int, before: int, after: int) -> None:
+    """Partitions that were begun by any are ended by any: every sample of the epoch is trained once."""
+    knobs = (("trainer.in_flight", in_flight), ("epochs", 2), ("checkpoint.every_steps", 4))
+    name = f"run-{before}-{in_flight}"
+    stopped = run_here(*knobs, ("trainer.count", before), name=name, stop_at=6)
+    assert stopped.finished.stopped
+    found = run_here(
+        *knobs, ("trainer.count", after), ("resume_from", tmp_path / name / "checkpoints"), name=f"{name}-again"
+    )  # fmt: skip
+    assert found.ledger.adds_up
+    assert (found.ledger.trained, found.finished.examples, found.finished.epochs) == (2 * ROWS, 2 * ROWS, 2)
 
 
 def test_more_trainers_than_partitions(run_here: Run) -> None:

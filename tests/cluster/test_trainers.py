@@ -42,7 +42,10 @@ def start(samples: Path) -> Iterator[Callable[..., Command]]:
 
 
 def test_the_command_trains_every_sample_once_an_epoch(start: Callable[..., Command], tmp_path: Path) -> None:
-    said = start(tmp_path / "run", *ODD, "--epochs", 2, "--model", "dnn", "--trainer.precision", "mixed_bfloat16").succeed()
+    knobs = ("--epochs", 2, "--model", "dnn", "--trainer.precision", "mixed_bfloat16", "--checkpoint.every_steps", 7)
+    said = start(tmp_path / "run", *ODD, *knobs).succeed()
+    assert "checkpoint step-000000007-" in said, "all trainers have met at a cut"
+    assert f"ledger: {2 * ROWS:,} read = {2 * ROWS:,} trained + 0 dropped + 0 replayed" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["finished"]["examples"] == 2 * ROWS
     assert summary["finished"]["epochs"] == 2

@@ -35,8 +35,9 @@ from flowps.ps.wire.service import Served, ShardServer
 from flowps.status.event import Event, Finished, Interval, Metrics
 from flowps.status.run_status import RunStatus
 from flowps.trainer.group import Group, free_port
-from flowps.trainer.loop import Surroundings, Trained, Trainer
+from flowps.trainer.loop import Trained, Trainer
 from flowps.trainer.models import ModelSpec
+from flowps.trainer.surroundings import Surroundings
 
 LONG_S = 60.0  # how long is waited for what must happen; never reached unless a test fails
 SOON_S = 10.0  # within which a trainer must hear of what has become of another: far below the deadlines of its calls

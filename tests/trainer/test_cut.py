@@ -14,6 +14,7 @@ from flowps.batch import Batch
 from flowps.config import Checkpoint, Config
 from flowps.errors import CheckpointError
 from flowps.status.event import Interval
+from flowps.trainer.cut import CutClock
 from flowps.trainer.loop import Trained
 from flowps.trainer.models import ModelSpec
 from flowps.trainer.state import Cut, State
@@ -88,6 +89,32 @@ def test_a_cut_that_is_due_after_the_end_of_an_epoch_is_at_its_end(epochs: list[
     saved = Saved(epochs)
     saved.run(config_of(in_flight=4, every_steps=12))
     assert [(cut.step, cut.epoch) for cut in saved.cuts] == [(11, 0), (22, 1), (33, 2), (33, 3)]
+
+
+class TestClock:
+    @pytest.mark.parametrize("in_flight", [1, 2, 8])
+    def test_by_steps(self, in_flight: int) -> None:
+        """A cut after every tenth step; from the moment that it is decided, all that may be in flight comes before it."""
+        clock, ends, found = CutClock(10, 0, in_flight), 3, []
+        for steps in range(1, 60):
+            if clock.at == steps + ends - 1:
+                found.append(steps - 1)
+                clock.done()
+            at = clock.decide(steps, steps + ends, asked=False)
+            assert at in (None, steps + ends + in_flight - 1)
+            assert not clock.is_time
+        assert found == [10, 20, 30, 40, 50][: len(found)]
+        assert len(found) >= 4
+
+    def test_by_time_or_when_asked(self) -> None:
+        clock = CutClock(0, 1e-9, 3)
+        assert clock.is_time
+        assert clock.decide(5, 7, asked=False) is None, "who asks is heard in the step of all"
+        assert clock.decide(5, 7, asked=True) == clock.at == 9
+        assert clock.decide(6, 8, asked=True) is None, "one at a time"
+        clock.done()
+        assert clock.at is None
+        assert not CutClock(0, 3600, 3).is_time
 
 
 def intervals(world: World) -> list[tuple[Any, ...]]:

@@ -27,9 +27,10 @@ from flowps.ps.placement import place
 from flowps.ps.shard import Shard
 from flowps.status.event import Evaluated, Event, Finished, Interval, StatusReport
 from flowps.status.run_status import RunStatus
-from flowps.trainer.loop import Surroundings, Trained, Trainer, default_feed_threads
+from flowps.trainer.loop import Trained, Trainer, default_feed_threads
 from flowps.trainer.models import ModelSpec
 from flowps.trainer.step import Step
+from flowps.trainer.surroundings import Surroundings
 
 pytestmark = pytest.mark.timeout(120)  # a run that hangs is the failure most of these look for
 
