@@ -37,6 +37,16 @@ def test_slots_without_capacity_share_what_is_left(make_plan: Callable[..., Plan
     assert made.train_rows == ROWS
 
 
+def test_rows_and_their_copies_must_fit(make_plan: Callable[..., Plan]) -> None:
+    """A checkpoint copies them, up to checkpoint.copy_mib: without checkpoints, or with less of it, the same rows fit."""
+    rows = ("slot_default.capacity_rows", 4_000_000)
+    offers = [one_machine(available=GIB)]
+    with pytest.raises(CapacityError, match=r"GiB for 4,000,000 rows .* for their copies at a checkpoint \(checkpoint\.copy_mib\)"):
+        make_plan(rows, offers=offers)
+    make_plan(rows, ("checkpoint.copy_mib", 64), offers=offers)
+    make_plan(rows, ("checkpoint.every_s", 0), offers=offers)
+
+
 def test_a_share_of_memory_too_small_for_a_table_is_refused(make_plan: Callable[..., Plan]) -> None:
     with pytest.raises(CapacityError) as refusal:
         make_plan(("ps.memory_share", 0.0001), offers=[one_machine(available=GIB)])

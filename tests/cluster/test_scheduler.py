@@ -219,6 +219,20 @@ class TestLosses:
             said = command.refuse(timeout_s=LOST_S)
         assert re.search(r"worker fast at tcp://127\.0\.0\.1:\d+ was lost, and trainer 0 with it: look into its log", said)
 
+    def test_of_a_shard_that_hangs_another_worker_takes_over(self, cluster, add, tmp_path):
+        """Its worker has no nanny that would start it anew: it is taken from the cluster."""
+        shard = add("roomy", "PS=9")
+        knobs = ("--epochs", 30, "--checkpoint.every_steps", 20, "--cluster.lost_after_s", 3)
+        with closing(cluster.train(tmp_path / "run", *knobs)) as command:
+            command.wait_for("^checkpoint step-")
+            shard.signal(signal.SIGSTOP)
+            command.wait_for(r"worker roomy at \S+ has given no sign of life for \d+ s, .*; all roles go back to step \d+")
+            shard.signal(signal.SIGCONT)
+            command.succeed()
+        ledger = json.loads((tmp_path / "run" / "summary.json").read_text())["ledger"]
+        assert ledger["trained"] == 30 * ROWS
+        assert ledger["read"] == ledger["trained"] + ledger["replayed"]
+
     def test_of_the_command_its_roles_end_and_leave_their_workers_to_others(self, cluster, embedded, tmp_path):
         with closing(cluster.train(tmp_path / "orphan", *LONG)) as command:
             command.wait_for("^step 25, real_mean")
