@@ -308,8 +308,11 @@ class Checkpoint(_Section, frozen=True, kw_only=True):
         Literal["stop", "warn"], Meta(description="what a checkpoint that cannot be written does to the run: end it, or a remark")
     ] = "stop"
     recovery: Annotated[
-        Literal["rollback", "none"],
-        Meta(description="when a shard or trainer is lost: all go back to the last checkpoint, or the run ends"),
+        Literal["rollback", "partial", "none"],
+        Meta(
+            description="when a shard or trainer is lost: all go back to the last checkpoint, or only a lost shard does and the "
+            "others go on, or the run ends"
+        ),
     ] = "rollback"
 
     @property

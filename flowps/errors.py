@@ -61,11 +61,22 @@ class MissingWorkersError(ClusterError):
 
 
 class LostRoleError(ClusterError):
-    """A worker that held a shard or a trainer has gone, or gives no sign of life."""
+    """A worker that held a shard or a trainer has gone, or gives no sign of life.
+
+    shards   the numbers of the shards that were lost with it; none when a trainer was lost too
+    """
+
+    def __init__(self, message: str, shards: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.shards = shards
 
 
 class WireError(FlowpsError):
     """A shard's server cannot be started or reached, or refused a call."""
+
+
+class UnreachableError(WireError):
+    """A shard's server did not answer in time: it may have gone, or the way there."""
 
 
 class StoppedError(FlowpsError):

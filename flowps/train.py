@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -25,7 +26,7 @@ from rich.console import Console
 
 from flowps.arguments import parse
 from flowps.cluster.announce import announce_plan, announce_result
-from flowps.cluster.launch import gather_workers, launch
+from flowps.cluster.launch import gather_anew, gather_workers, launch
 from flowps.cluster.plan import Plan, plan
 from flowps.cluster.resume import Resume, choose, find, place_of, prepare
 from flowps.cluster.run import Result, Start, run
@@ -54,6 +55,10 @@ def train(config: Config, console: Console | None = None) -> Result:
         def plan_on(resume: Resume | None) -> Plan:
             return plan(config, gather_workers(client, config, say, lambda: bool(interrupts)), resume)
 
+        def plan_shards(planned: Plan, lost: Sequence[int]) -> Plan:
+            anew = gather_anew(client, config, planned.assignment, lost, say, lambda: bool(interrupts))
+            return replace(planned, assignment=anew)
+
         resume = find(config, say)
         planned = plan_on(resume)
         resume = resume and choose(resume, planned.schema, say)
@@ -66,14 +71,19 @@ def train(config: Config, console: Console | None = None) -> Result:
                 if resume.goes_on
                 else f"beginning with rows and weights of {where}"
             )
-        return _train(client, planned, console, interrupts, resume, plan_on)
+        recovery = config.checkpoint.recovery if config.cluster.has_processes else "none"
+        start = Start(
+            resume=resume,
+            again=None if recovery == "none" else plan_on,
+            replace=plan_shards if recovery == "partial" else None,
+        )
+        return _train(client, planned, console, interrupts, start)
 
 
 def _train(
-    client: Any, planned: Plan, console: Console, interrupts: list[int], resume: Resume | None,
-    plan_on: Callable[[Resume | None], Plan],
+    client: Any, planned: Plan, console: Console, interrupts: list[int], start: Start
 ) -> Result:  # fmt: skip
-    config, knobs = planned.config, planned.config.checkpoint
+    config, knobs, resume = planned.config, planned.config.checkpoint, start.resume
     # Absolute: workers are elsewhere.
     run_dir = RunDir(_run_dir_path(config).absolute())
     with closing(run_dir):
@@ -88,10 +98,10 @@ def _train(
         live = config.status.progress == "live" or (config.status.progress == "auto" and console.is_terminal)
         with Display(console, live, config.epochs, planned.train_rows) as display:
             saves_to = url if knobs.is_on else ""
-            start = Start(saves_to, resume, plan_on if knobs.recovery == "rollback" and config.cluster.has_processes else None)
             if saves_to:
                 goes_on = resume is not None and resume.goes_on
                 prepare(saves_to, resume if goes_on else None, is_newest=config.resume and not config.resume_from)
+            start = replace(start, saves_to=saves_to)
             result = run(client, planned, run_dir, [run_dir.record, display], lambda: bool(interrupts), start)
         run_dir.finish(result.summary(planned))
         announce_result(console, planned, result, run_dir)

@@ -39,6 +39,7 @@ class Ledger(msgspec.Struct, frozen=True, dict=True):
     trained   whose step counts in the model as it is now
     dropped   reason → that were left out on purpose, and will not come again in their epoch
     replayed  that had been read, trained or not, when the run went back to an earlier cut; they come again
+    unlearned shard → trained samples that its rows have not learned: it was lost, and came back as it was at an earlier cut
     ended     trained or dropped in the epochs before this one
     done      the partitions of this epoch of which samples are trained or dropped
     """
@@ -48,6 +49,7 @@ class Ledger(msgspec.Struct, frozen=True, dict=True):
     trained: int = 0
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
     replayed: int = 0
+    unlearned: dict[str, int] = msgspec.field(default_factory=dict)
     ended: int = 0
     done: list[Taken] = msgspec.field(default_factory=list)
 
@@ -74,6 +76,10 @@ class Ledger(msgspec.Struct, frozen=True, dict=True):
     def go_back(self, read: int) -> Ledger:
         """The ledger when the run has come back to this cut and had read so many samples since; they are read again."""
         return msgspec.structs.replace(self, read=self.read + read, replayed=self.replayed + read)
+
+    def come_back(self, shard: str, samples: int) -> Ledger:
+        """The ledger when a shard has come back without what it has learned of so many samples; they do not come again."""
+        return msgspec.structs.replace(self, unlearned={**self.unlearned, shard: self.unlearned.get(shard, 0) + samples})
 
     def rows_trained(self, url: str, first_row: int, num_rows: int) -> int:
         """How many samples of a partition are not to be trained again in this epoch: 0 if it is new, `num_rows` if it is done.
@@ -112,7 +118,10 @@ class Ledger(msgspec.Struct, frozen=True, dict=True):
         if not self.adds_up:
             placed = self.ended + sum(part.rows for part in self.done)
             return f"ledger: does not add up: {self.read:,} read = {sums}, but partitions say {placed:,} trained or dropped"
-        return f"ledger: {self.read:,} read = {sums}"
+        lost = "".join(
+            f"; rows of {shard} have not learned {samples:,} of those trained" for shard, samples in self.unlearned.items()
+        )
+        return f"ledger: {self.read:,} read = {sums}{lost}"
 
     def _accounted(self) -> int:
         return self.trained + sum(self.dropped.values()) + self.replayed

@@ -5,8 +5,8 @@ A decision without I/O: offers in, `Assignment` out, or a MissingWorkersError th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flowps.cluster.offer import ROLES, Offer
@@ -104,6 +104,31 @@ def assign(offers: Sequence[Offer], num_shards: int, num_trainers: int) -> Assig
         room[chosen.address] -= 1
         shards.append(chosen)
     return Assignment(tuple(shards), tuple(trainers), tuple(able["HUB"]), {"HUB": 1})
+
+
+def reassign(offers: Sequence[Offer], assignment: Assignment, lost: Collection[int]) -> Assignment:
+    """The assignment with other workers for the shards `lost`, those that have most room; everything else stays where it is."""
+    shards = list(assignment.shards)
+    kept = [offer.address for k, offer in enumerate(shards) if k not in lost]
+    training = {offer.process for offer in assignment.trainers}
+    if assignment.hub_resources:  # workers declare what they offer
+        room = {offer.address: int(offer.resources.get("PS", 0)) - kept.count(offer.address) for offer in offers}
+        able = [offer for offer in offers if room[offer.address] > 0]
+        missing = len(lost) - sum(room[offer.address] for offer in able)
+        if missing > 0:
+            raise MissingWorkersError(
+                f"{missing} PS {_plural('shard', missing)} to be started anew, and no worker has room for "
+                f"{'it' if missing == 1 else 'them'}: start a worker with --resources PS=1"
+            )
+    else:
+        able = [offer for offer in offers if offer.process not in training]
+        room = {offer.address: -kept.count(offer.address) for offer in able}
+        if not able:
+            raise MissingWorkersError("no worker is left for a shard besides those that train: start another")
+    for k in sorted(lost):
+        shards[k] = max(able, key=lambda offer: room[offer.address])
+        room[shards[k].address] -= 1
+    return replace(assignment, shards=tuple(shards))
 
 
 def _by_default(offers: Sequence[Offer], num_shards: int, num_trainers: int) -> Assignment:

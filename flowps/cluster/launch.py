@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -18,8 +18,8 @@ import dask
 import distributed
 from dask.system import CPU_COUNT
 
-from flowps.cluster.assign import Assignment, assign
-from flowps.cluster.offer import ask, workers_now
+from flowps.cluster.assign import Assignment, assign, reassign
+from flowps.cluster.offer import Offer, ask, workers_now
 from flowps.config import Config
 from flowps.errors import ClusterError, ConfigError, MissingWorkersError, StoppedError
 from flowps.ps.wire.heap import KEEP_BYTES, MMAP_BYTES
@@ -80,11 +80,30 @@ def gather_workers(
 
     Says once what it waits for, up to cluster.wait_s. Raises ClusterError when that is over, and for a worker with another flowps.
     """
+
+    def choose(offers: Sequence[Offer]) -> Assignment:
+        return assign(offers, config.ps.num_shards, config.trainer.count)
+
+    return _gather(client, config, choose, say, interrupted)
+
+
+def gather_anew(
+    client: distributed.Client, config: Config, assignment: Assignment, lost: Collection[int], say: Callable[[str], None],
+    interrupted: Callable[[], bool],
+) -> Assignment:  # fmt: skip
+    """Who does what, once there are workers for the shards that are lost. As `gather_workers`."""
+    return _gather(client, config, lambda offers: reassign(offers, assignment, lost), say, interrupted)
+
+
+def _gather(
+    client: distributed.Client, config: Config, choose: Callable[[Sequence[Offer]], Assignment], say: Callable[[str], None],
+    interrupted: Callable[[], bool],
+) -> Assignment:  # fmt: skip
     deadline = time.monotonic() + config.cluster.wait_s
     told = False
     while True:
         try:
-            return assign(ask(client, config.cluster.interface), config.ps.num_shards, config.trainer.count)
+            return choose(ask(client, config.cluster.interface))
         except MissingWorkersError as error:
             if not config.cluster.has_processes or time.monotonic() >= deadline:
                 raise
@@ -189,7 +208,7 @@ def _wait_for_change(client: distributed.Client, deadline: float, interrupted: C
     before = workers_now(client).keys()
     while time.monotonic() < deadline:
         if interrupted():
-            raise StoppedError("stopped by a signal while waiting for workers; nothing was trained")
+            raise StoppedError("stopped by a signal while waiting for workers")
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
         if workers_now(client).keys() != before:
             return

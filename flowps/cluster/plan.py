@@ -136,6 +136,11 @@ def _check_group(config: Config, assignment: Assignment) -> None:
                 "TensorFlow's collectives, which know neither TLS nor a token; allow it in a network you trust with "
                 "--cluster.insecure true"
             )
+    if config.trainer.count > 1 and config.trainer.in_flight == 1 and config.checkpoint.recovery == "partial":
+        raise ConfigError(
+            "checkpoint.recovery = partial with several trainers and trainer.in_flight = 1: their batches are one step of a shard, "
+            "which cannot be half there and half anew; use rollback, or trainer.in_flight of 2 or more"
+        )
 
 
 def _read_spec(config: Config, schema: Schema, training: bool) -> ReadSpec:

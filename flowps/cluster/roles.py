@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from flowps.checkpoint.ledger import Ledger
 from flowps.cluster.cut import go_on
 from flowps.cluster.offer import TRAINER_KEY, Offer, workers_now
 from flowps.cluster.plan import Plan
+from flowps.cluster.reroute import lose, reroute
 from flowps.cluster.resume import Resume
 from flowps.cluster.shard_role import ShardActor
 from flowps.cluster.trainer_role import Handout, Trained, TrainerTask, request_stop, reserve_port, train
@@ -36,6 +37,7 @@ class Roles:
     def __init__(self, client: distributed.Client, plan: Plan, run_id: str, remark: Callable[[str], None]) -> None:
         self._client, self._plan, self._run_id, self._remark = client, plan, run_id, remark
         self._address = client.scheduler.address
+        self._token = secrets.token_hex(32)  # that shards want to see
         self._shards: list[Any] = []
         self.trainers: list[distributed.Future] = []
         self._handout: Any = None
@@ -49,21 +51,17 @@ class Roles:
         saves_to         folder of the checkpoints; "": none
         resume, ledger   where to begin: a checkpoint, or None for the beginning, and what was trained until there
         """
-        plan, token = self._plan, secrets.token_hex(32)
-        created = [
-            self._submit(ShardActor, self._run_id, plan, k, offer=offer, actor=True)
-            for k, offer in enumerate(plan.assignment.shards)
-        ]
-        for future in created:
+        plan = self._plan
+        for future in [self._create(k) for k in range(len(plan.assignment.shards))]:
             self._shards.append(self._wait(future))
         if resume is not None:
             self.ask_shards("restore", resume.url, resume.chain, resume.taken)
         served = not plan.assignment.is_one_process
-        addresses = self.ask_shards("serve", token) if served else [""] * len(self._shards)
+        addresses = self.ask_shards("serve", self._token) if served else [""] * len(self._shards)
         peers, handout = self._group() if plan.config.trainer.count > 1 else ([], None)
         for number, offer in enumerate(plan.assignment.trainers):
             task = TrainerTask(
-                self._run_id, number, addresses, token, model_path, peers, handout, saves_to,
+                self._run_id, number, addresses, self._token, model_path, peers, handout, saves_to,
                 "" if resume is None else resume.url, None if resume is None else resume.state,
                 resume is not None and not resume.goes_on, ledger,
             )  # fmt: skip
@@ -79,10 +77,40 @@ class Roles:
         self._handout = self._wait(self._submit(Handout, offer=trainers[0], actor=True))  # lives as long as this refers to it
         return peers, self._handout
 
+    def lose(self, shards: Sequence[int]) -> bool:
+        """Have the trainers wait for these shards, which are lost. Returns whether all of them do."""
+        if any(trainer.done() for trainer in self.trainers) or len(self.trainers) < len(self._plan.assignment.trainers):
+            return False
+        workers = [offer.address for offer in self._plan.assignment.trainers]
+        answers = self._client.run(lose, self._run_id, shards, workers=workers, on_error="return")
+        return all(waits is True for waits in answers.values())
+
+    def replace(self, shards: Sequence[int], plan: Plan, resume: Resume | None) -> list[int]:
+        """Create these shards anew where `plan` says, with their rows of a checkpoint, and lead the trainers to them.
+
+        Returns of each, of how many samples its rows have not learned.
+        """
+        self._plan = plan
+        for k, future in [(k, self._create(k)) for k in shards]:
+            self._shards[k] = self._wait(future)
+        if resume is not None:
+            self._ask(shards, "restore", resume.url, resume.chain, resume.taken)
+        step = resume.last.step if resume is not None and resume.goes_on else 0
+        workers, left_out = [offer.address for offer in plan.assignment.trainers], []
+        for k, address in zip(shards, self._ask(shards, "serve", self._token), strict=True):
+            left_out.append(sum(self._client.run(reroute, self._run_id, k, address, step, workers=workers).values()))
+        return left_out
+
+    def _create(self, k: int) -> distributed.Future:
+        return self._submit(ShardActor, self._run_id, self._plan, k, offer=self._plan.assignment.shards[k], actor=True)
+
     def ask_shards(self, method: str, *arguments: object) -> list[Any]:
         """Call a method of all shards' actors at once; their answers in order."""
+        return self._ask(range(len(self._shards)), method, *arguments)
+
+    def _ask(self, shards: Sequence[int], method: str, *arguments: object) -> list[Any]:
         try:
-            asked = [getattr(shard, method)(*arguments) for shard in self._shards]
+            asked = [getattr(self._shards[k], method)(*arguments) for k in shards]
             return [self._wait(answer) for answer in asked]
         except FlowpsError:
             raise
@@ -115,16 +143,25 @@ class Roles:
                 if offer.address not in there:
                     raise LostRoleError(
                         f"worker {offer.name} at {offer.address} was lost, and {what} {k} with it: look into its log; was it "
-                        "killed for its memory?"
+                        "killed for its memory?",
+                        self._only_shards(offer),
                     )
                 silent_s = self._silent_s(offer.address, there[offer.address])
                 if silent_s > self._plan.config.cluster.lost_after_s:
                     self._expel(offer, there[offer.address])
                     raise LostRoleError(
                         f"worker {offer.name} at {offer.address} has given no sign of life for {silent_s:.0f} s, and {what} {k} is "
-                        "lost with it; was it stopped, or its machine overloaded? (cluster.lost_after_s waits longer)"
+                        "lost with it; was it stopped, or its machine overloaded? (cluster.lost_after_s waits longer)",
+                        self._only_shards(offer),
                     )
         self._check_hubs(there)
+
+    def _only_shards(self, lost: Offer) -> tuple[int, ...]:
+        """The shards of a worker; none if it has a trainer too."""
+        assignment = self._plan.assignment
+        if lost.process in {offer.process for offer in assignment.trainers}:
+            return ()
+        return tuple(k for k, offer in enumerate(assignment.shards) if offer.address == lost.address)
 
     def _silent_s(self, address: str, worker: Mapping[str, Any]) -> float:
         """Seconds since a worker's last sign of life, as far as was looked."""

@@ -62,11 +62,13 @@ class Start:
     saves_to   folder of the checkpoints; "": there are none
     resume     the checkpoint to begin with; None: at the beginning
     again      waits for the workers that are needed to go on from a checkpoint and plans anew; None: a loss ends the run
+    replace    waits for workers for the shards that are lost: the plan with them; None: all roles go back when a shard is lost
     """
 
     saves_to: str = ""
     resume: Resume | None = None
     again: Callable[[Resume | None], Plan] | None = None
+    replace: Callable[[Plan, Sequence[int]], Plan] | None = None
 
 
 def run(
@@ -80,13 +82,13 @@ def run(
     """Train on `client`. Every event goes to every subscriber, on the calling thread.
 
     `interrupted` is asked a few times a second; once it says True the trainers stop after their step, and what was trained is
-    saved. When a shard or trainer is lost, all go back to the newest checkpoint. Raises what a role or a subscriber raised, after
-    saving the rows, unless nothing was trained or the model has given NaN.
+    saved. When a shard or trainer is lost, all go back to the newest checkpoint, or, with `start.replace`, the shard alone. Raises
+    what a role or a subscriber raised, after saving the rows, unless nothing was trained or the model has given NaN.
     """
     resume, losses = start.resume, 0
     ledger = Ledger() if resume is None else resume.ledger
     while True:
-        attempt = _Attempt(client, plan, run_dir, subscribers, interrupted, start.saves_to)
+        attempt = _Attempt(client, plan, run_dir, subscribers, interrupted, start)
         try:
             return attempt.run(resume, ledger, goes_back=start.again is not None and losses < _MOST_LOSSES)
         except LostRoleError as error:
@@ -96,8 +98,7 @@ def run(
             resume = attempt.newest or resume
             ledger = Ledger() if resume is None else resume.ledger
             ledger = ledger.go_back(max(0, attempt.examples - ledger.trained) + attempt.replayed - ledger.replayed)
-            to = f"step {resume.last.step:,}" if resume is not None and resume.goes_on else "the beginning"
-            _publish(Remark(f"{error}; all roles go back to {to}"), subscribers)
+            _publish(Remark(f"{error}; all roles go back to {_where(resume)}"), subscribers)
             plan = start.again(resume)
 
 
@@ -106,10 +107,11 @@ class _Attempt:
 
     def __init__(
         self, client: distributed.Client, plan: Plan, run_dir: RunDir, subscribers: Sequence[Callable[[Event], None]],
-        interrupted: Callable[[], bool], saves_to: str,
+        interrupted: Callable[[], bool], start: Start,
     ) -> None:  # fmt: skip
         self._client, self._plan, self._run_dir, self._subscribers = client, plan, run_dir, subscribers
-        self._interrupted, self._saves_to = interrupted, saves_to
+        self._interrupted, self._saves_to, self._replace = interrupted, start.saves_to, start.replace
+        self._losses: dict[str, int] = {}  # by the checkpoint that a shard went back to
         self._run_id = f"flowps-{uuid.uuid4().hex[:12]}"
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._saver: Saver | None = None
@@ -133,7 +135,7 @@ class _Attempt:
         try:
             roles.start(str(run_dir.model), self._saves_to, resume, ledger)
             try:
-                self._follow(roles, saver)
+                self._follow(roles, saver, resume)
                 trained = roles.trained()
             except BaseException as error:
                 roles.stop()
@@ -147,7 +149,7 @@ class _Attempt:
             tables = tuple(stats for of_shard in roles.ask_shards("stats") for stats in of_shard)
             work = roles.ask_shards("work")  # before the export, which takes time too
             rows = _export(roles, run_dir)
-            report = _measured(report, plan, work, trained, rows)
+            report = _measured(expected(self._plan), self._plan, work, trained, rows)
             run_dir.place(report)
             return Result(trained.finished, trained.test, sum(rows.values()), report, saver.ledger, tables)
         finally:
@@ -155,38 +157,80 @@ class _Attempt:
             self._client.unsubscribe_topic(self._run_id)
             roles.close()
 
-    def _follow(self, roles: Roles, saver: Saver) -> None:
+    def _follow(self, roles: Roles, saver: Saver, begun: Resume | None) -> None:
         """Pass events on until the trainers' last one, and the last checkpoint is written, or until a trainer has failed."""
-        asked, finished, watched = False, False, time.monotonic()
-        while not finished or saver.is_writing:
-            if self._interrupted() and not asked:
-                asked = True
-                roles.request_stop()
-            if time.monotonic() - watched >= WATCH_S:
-                roles.check()
-                watched = time.monotonic()
-            saver.tick(roles)
-            done = all(trainer.done() for trainer in roles.trainers)
-            failed = [trainer for trainer in roles.trainers if trainer.status in ("error", "cancelled", "lost")]
-            lacks = done and not failed and not finished and not saver.is_writing
+        looked = _Looked(time.monotonic())
+        while not looked.finished or saver.is_writing:
             try:
-                event = self._events.get(timeout=_LAST_EVENT_S if lacks else _WRITING_S if saver.is_writing else _POLL_S)
-            except queue.Empty:
-                if failed:
-                    roles.raise_first()
-                if lacks:
-                    raise FlowpsError(
-                        f"the trainer ended, but its last event did not arrive within {_LAST_EVENT_S:.0f} s"
-                    ) from None
-                continue
-            if isinstance(event, Progress | AtCut):
-                self.examples = max(self.examples, event.examples)
-            self._publish(event)
-            saver.see(event, roles)
-            finished = finished or isinstance(event, Finished)
+                self._look(looked, roles, saver)
+            except LostRoleError as error:
+                if self._replace is None or not error.shards or saver.is_at_end or self._interrupted():
+                    raise
+                self._bring_back(error, roles, saver, saver.newest or begun)
+
+    def _look(self, looked: _Looked, roles: Roles, saver: Saver) -> None:
+        """See what has changed, for a moment at most."""
+        if self._interrupted() and not looked.asked:
+            looked.asked = True
+            roles.request_stop()
+        if time.monotonic() - looked.watched >= WATCH_S:
+            roles.check()
+            looked.watched = time.monotonic()
+        saver.tick(roles)
+        done = all(trainer.done() for trainer in roles.trainers)
+        failed = [trainer for trainer in roles.trainers if trainer.status in ("error", "cancelled", "lost")]
+        lacks = done and not failed and not looked.finished and not saver.is_writing
+        try:
+            event = self._events.get(timeout=_LAST_EVENT_S if lacks else _WRITING_S if saver.is_writing else _POLL_S)
+        except queue.Empty:
+            if failed:
+                roles.raise_first()
+            if lacks:
+                raise FlowpsError(f"the trainer ended, but its last event did not arrive within {_LAST_EVENT_S:.0f} s") from None
+            return
+        if isinstance(event, Progress | AtCut):
+            self.examples = max(self.examples, event.examples)
+        self._publish(event)
+        saver.see(event, roles)
+        looked.finished = looked.finished or isinstance(event, Finished)
+
+    def _bring_back(self, error: LostRoleError, roles: Roles, saver: Saver, resume: Resume | None) -> None:
+        """Start the shards that were lost anew, as at a checkpoint, while the trainers wait. Raises `error` if they cannot."""
+        assert self._replace is not None
+        saver.give_up()
+        where = _where(resume)
+        self._losses[where] = self._losses.get(where, 0) + 1
+        if self._losses[where] > _MOST_LOSSES or not roles.lose(error.shards):
+            raise error
+        names = [f"shard {k}" for k in error.shards]
+        go = "goes" if len(names) == 1 else "go"
+        self._publish(Remark(f"{error}; {' and '.join(names)} {go} back to {where} alone"))
+        self._plan = self._replace(self._plan, error.shards)
+        for name, samples in zip(names, roles.replace(error.shards, self._plan, resume), strict=True):
+            saver.come_back(name, samples)
+            self._publish(Remark(f"{name} is back; its rows have not learned {samples:,} of the samples trained since {where}"))
 
     def _publish(self, event: Event) -> None:
         _publish(event, self._subscribers)
+
+
+@dataclass
+class _Looked:
+    """What was seen and done so far while following the roles.
+
+    watched   when workers were looked at, seconds of the monotonic clock
+    asked     whether the trainers were asked to stop
+    finished  whether their last event has come
+    """
+
+    watched: float
+    asked: bool = False
+    finished: bool = False
+
+
+def _where(resume: Resume | None) -> str:
+    """Where roles that go back to it go back to, in words."""
+    return f"step {resume.last.step:,}" if resume is not None and resume.goes_on else "the beginning"
 
 
 def expected(plan: Plan) -> PlacementReport:

@@ -68,6 +68,12 @@ class Saver:
         self._deferred: dict[int, AtCut] | None = None  # the last cut, while the checkpoint before it is being written
         self._newest: list[Manifest] = []  # of this attempt, from the last full one on
         self._count = 0
+        self._is_last = False
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the trainers have come to their last cut."""
+        return self._is_last
 
     @property
     def ledger(self) -> Ledger:
@@ -94,6 +100,7 @@ class Saver:
         if len(self._at) < self._plan.config.trainer.count:
             return
         at, self._at = self._at, {}
+        self._is_last = at[0].last
         if self._store is None:
             self._ledger = self._ledger_at(at)
         elif self._pending is None:
@@ -127,6 +134,14 @@ class Saver:
         except CheckpointError as error:
             self._pending = None
             self._failed(error)
+
+    def give_up(self) -> None:
+        """A shard was lost: what is being written will not come to an end, and the next one must be a full one."""
+        self._pending, self._count = None, 0
+
+    def come_back(self, shard: str, samples: int) -> None:
+        """A shard has come back without what it has learned of so many samples."""
+        self._ledger = self._ledger.come_back(shard, samples)
 
     def _cut(self, at: Mapping[int, AtCut], roles: Roles) -> None:
         self._ledger = self._ledger_at(at)

@@ -19,6 +19,7 @@ from flowps.checkpoint.ledger import Ledger
 from flowps.checkpoint.store import Store
 from flowps.cluster.cut import TrainerCuts, gate_of
 from flowps.cluster.plan import Plan
+from flowps.cluster.reroute import Ways, registered
 from flowps.cluster.resume import left_of
 from flowps.cluster.shard_role import alone, security_of, shard_here, signature
 from flowps.errors import FlowpsError, RunDirError
@@ -27,6 +28,7 @@ from flowps.hub.stream import HubStream
 from flowps.ps.client import PsClient
 from flowps.ps.endpoint import Endpoint, batch_id
 from flowps.ps.load import SlotLoad
+from flowps.ps.replaceable import Replaceable
 from flowps.ps.shard import Shard
 from flowps.ps.wire.remote import RemoteShard
 from flowps.status.event import Event, Finished, Metrics, Started, to_wire
@@ -35,6 +37,7 @@ from flowps.status.run_status import RunStatus
 if TYPE_CHECKING:  # importing it imports TensorFlow, which only a process with a trainer does
     from flowps.trainer.group import Group
     from flowps.trainer.loop import Trainer
+    from flowps.trainer.state import Cut
 
 _WANTED_S = 2.0  # between two looks at whether the run is still wanted
 
@@ -153,7 +156,7 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
     )  # fmt: skip
     test = plan.test[number :: plan.config.trainer.count]
     with (
-        _stop_flag(task.run_id) as stop, _shard_client(task, plan, status) as shards, _group(task, plan) as group,
+        _stop_flag(task.run_id) as stop, _shard_client(task, plan, status) as (shards, ways), _group(task, plan) as group,
         ExitStack() as opened,
     ):  # fmt: skip
         _ways_out.setdefault(task.run_id, []).append(gate_of(task.run_id).give_up)
@@ -161,6 +164,11 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
         cuts = opened.enter_context(
             TrainerCuts(task.run_id, number, task.saves_to, send, lambda path: trainer.model.save_weights(path))
         )
+
+        def cut(cut: Cut) -> None:
+            ways.cut(cut.step)
+            cuts.cut(cut)
+
         state = None if task.state is None else State.of_bytes(Store(task.state_in).get(task.state))
         around = Surroundings(
             train=lambda epoch: stream(cuts.follow(_own_partitions(task, plan, epoch)), epoch, training=True),
@@ -172,7 +180,7 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
             give_up=lambda ticket: shards.forget(batch_id(number, ticket)) if plan.steps_together else None,
             # Where they step together, giving up has done it.
             forget=lambda ticket: None if plan.steps_together else shards.forget(batch_id(number, ticket)),
-            cut=cuts.cut,
+            cut=cut,
             resume=None if state is None or task.is_warm else state,
             warm_start=state.arrays if state is not None and task.is_warm else None,
         )  # fmt: skip
@@ -228,33 +236,47 @@ def _save(trainer: Trainer, path: str) -> None:
 
 
 @contextmanager
-def _shard_client(task: TrainerTask, plan: Plan, status: RunStatus) -> Iterator[PsClient]:
-    """A client of all shards, each reached by the shortest way there is."""
+def _shard_client(task: TrainerTask, plan: Plan, status: RunStatus) -> Iterator[tuple[PsClient, Ways]]:
+    """A client of all shards, each reached by the shortest way there is; and the ways that lead to other processes."""
     cluster, slots = plan.config.cluster, plan.schema.slots
     # A shard that makes one step of several trainers' answers when the last of them has come.
     timeout_s = max(cluster.rpc_timeout_s, cluster.collective_timeout_s) if plan.steps_together else cluster.rpc_timeout_s
     with ExitStack() as opened:
         shards: list[Shard | Endpoint] = []
-        for k, pieces in enumerate(plan.placement.shards):
+
+        def connect(k: int, address: str) -> RemoteShard:
+            remote = RemoteShard(
+                address, k, task.run_id, signature(plan, k), security_of(plan.config, task.token),
+                half=cluster.wire == "float16",
+                max_message_bytes=cluster.max_message_mib << 20, timeout_s=timeout_s, count=status.count,
+            )  # fmt: skip
+            _ways_out.setdefault(task.run_id, []).append(remote.close)
+            try:
+                if plan.placement.shards[k]:
+                    remote.connect(cluster.connect_timeout_s)
+            except BaseException:
+                remote.close()
+                raise
+            return remote
+
+        ways = Ways(connect)
+        for k, address in enumerate(task.addresses):
             here = shard_here(task.run_id, k)
             if here is not None:
                 shards.append(here)
                 continue
-            if not task.addresses[k]:
+            if not address:
                 raise FlowpsError(f"shard {k} is not in the trainer's process, and is not served to others")
-            remote = RemoteShard(
-                task.addresses[k], k, task.run_id, signature(plan, k), security_of(plan.config, task.token),
-                half=cluster.wire == "float16",
-                max_message_bytes=cluster.max_message_mib << 20, timeout_s=timeout_s, count=status.count,
-            )  # fmt: skip
-            opened.callback(remote.close)
-            _ways_out.setdefault(task.run_id, []).append(remote.close)
-            if pieces:
-                remote.connect(cluster.connect_timeout_s)
-            shards.append(remote)
+            shard: RemoteShard | Replaceable = connect(k, address)
+            if plan.config.checkpoint.recovery == "partial":
+                shard = ways.shards[k] = Replaceable(shard, cluster.lost_after_s)
+                _ways_out[task.run_id].append(shard.close)
+            opened.callback(shard.close)
+            shards.append(shard)
         client = PsClient(shards, plan.placement, slots, status)
         opened.callback(client.close)
-        yield client
+        opened.enter_context(registered(task.run_id, ways))
+        yield client, ways
 
 
 @contextmanager

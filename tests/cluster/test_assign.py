@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowps.cluster.assign import Assignment, assign
+from flowps.cluster.assign import Assignment, assign, reassign
 from flowps.cluster.offer import ROLES, Offer
 from flowps.errors import ClusterError, MissingWorkersError
 
@@ -190,3 +190,34 @@ def test_nobody_gets_what_it_has_not_offered(
         assert all(found.shards.count(offer) <= offer.resources["PS"] for offer in offers)
         assert all(offer.resources["TRAINER"] >= 1 for offer in found.trainers)
         assert all(offer.resources["HUB"] >= 1 for offer in found.hubs)
+
+
+# --- shards that were lost ----------------------------------------------------------------------------------------------
+
+
+def test_a_lost_shard_goes_where_room_is_left() -> None:
+    hub, small, large = worker("hub", HUB=1, TRAINER=1), worker("small", PS=1), worker("large", PS=3)
+    before = assign([hub, small, large], 4, 1)
+    anew = replace(small, address="tcp://small:2")
+    found = reassign([hub, anew, large], before, {2})
+    assert found.shards == (large, large, anew, large)
+    assert roles(found)[::2] == roles(before)[::2]
+
+
+def test_a_lost_shard_waits_where_no_room_is_left() -> None:
+    hub, small, large = worker("hub", HUB=1, TRAINER=1), worker("small", PS=1), worker("large", PS=3)
+    before = assign([hub, small, large], 4, 1)
+    with pytest.raises(MissingWorkersError, match="1 PS shard to be started anew, and no worker has room for it: start a worker"):
+        reassign([hub, large], before, {2})
+    with pytest.raises(MissingWorkersError, match="3 PS shards to be started anew, and no worker has room for them"):
+        reassign([hub, small], before, {0, 1, 3})
+
+
+def test_a_lost_shard_goes_to_any_worker_that_does_not_train_where_none_declares_anything() -> None:
+    first, second, third = worker("a"), worker("b"), worker("c")
+    before = assign([first, second, third], 3, 1)
+    assert names(before.shards) == ["b", "c", "b"]
+    assert names(reassign([first, second], before, {1}).shards) == ["b", "b", "b"]
+    assert names(reassign([first, third], before, {0, 2}).shards) == ["c", "c", "c"]
+    with pytest.raises(MissingWorkersError, match="no worker is left for a shard besides those that train"):
+        reassign([first], before, {0, 1, 2})

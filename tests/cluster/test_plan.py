@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -72,3 +73,11 @@ def test_rows_asked_for_beyond_memory_are_refused_with_the_numbers(make_plan: Ca
         make_plan(("slot.user.capacity_rows", 100_000_000), offers=[one_machine(available=GIB)])
     assert "for 100,000,000 rows (capacity_rows of 1 slots)" in str(refusal.value)
     assert "but 1.0 GiB are available; lower capacity_rows" in str(refusal.value)
+
+
+def test_a_shard_cannot_come_back_alone_where_trainers_step_together(make_plan: Callable[..., Plan]) -> None:
+    knobs = (("trainer.count", 2), ("checkpoint.recovery", "partial"), ("cluster.mode", "processes"))
+    offers = [replace(one_machine(), process=f"machine:{k}") for k in range(2)]
+    with pytest.raises(ConfigError, match=r"their batches are one step of a shard, .* use rollback, or trainer.in_flight of 2 or"):
+        make_plan(*knobs, ("trainer.in_flight", 1), offers=offers)
+    assert make_plan(*knobs, ("trainer.in_flight", 2), offers=offers)

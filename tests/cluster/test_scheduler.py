@@ -233,6 +233,24 @@ class TestLosses:
         assert ledger["trained"] == 30 * ROWS
         assert ledger["read"] == ledger["trained"] + ledger["replayed"]
 
+    def test_of_a_shard_alone_training_waits_for_a_worker_and_goes_on(self, cluster, add, tmp_path):
+        """Declared workers have no room for it; one that comes has. The others' rows and weights stay as they are."""
+        shard = add("roomy", "PS=9")
+        knobs = ("--epochs", 30, "--checkpoint.every_steps", 20, "--checkpoint.recovery", "partial", "--ps.num_shards", 3)
+        with closing(cluster.train(tmp_path / "run", *knobs)) as command:
+            command.wait_for("^checkpoint step-")
+            shard.signal(signal.SIGKILL)
+            command.wait_for(r"worker roomy at \S+ was lost, .*; shard 0 and shard 1 and shard 2 go back to step \d+ alone$")
+            command.wait_for(r"waiting up to \d+ s for workers: \d PS shards? to be started anew, and no worker has room for")
+            add("late", "PS=3")
+            command.wait_for(r"^shard 2 is back; its rows have not learned [\d,]+ of")
+            command.succeed()
+        ledger = json.loads((tmp_path / "run" / "summary.json").read_text())["ledger"]
+        assert (ledger["trained"], ledger["replayed"]) == (30 * ROWS, 0)
+        assert ledger["read"] == ledger["trained"]
+        lost = set(ledger["unlearned"].values())
+        assert len(lost - {0}) == 1, "all that have rows have lost the same steps"
+
     def test_of_the_command_its_roles_end_and_leave_their_workers_to_others(self, cluster, embedded, tmp_path):
         with closing(cluster.train(tmp_path / "orphan", *LONG)) as command:
             command.wait_for("^step 25, real_mean")

@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.conftest import Command, train_command
-from tests.faults.harness import PROCESSES, RECOVERY_S, Victim
+from tests.cluster.conftest import ROWS, Command, train_command
+from tests.faults.harness import PROCESSES, RECOVERY_S, Victim, assert_adds_up, victim
 
 KILLS, SEED = int(os.environ.get("FLOWPS_KILLS", "100")), int(os.environ.get("FLOWPS_SEED", "0"))
 A_RUN = 10  # kills
@@ -75,3 +75,18 @@ def _start(run_dir: Path, *knobs: object) -> Command:
         DATA, run_dir, *PROCESSES, "--data.batch_size", 512, "--data.partition_rows", 16_384, "--checkpoint.every_steps", 100,
         *epochs, *knobs,
     )  # fmt: skip
+
+
+def test_two_trainers_go_on_when_a_shard_is_lost(samples: Path, tmp_path: Path) -> None:
+    """Both wait for it, what each has pushed since the cut is counted, and nothing is read again."""
+    run_dir, epochs = tmp_path / "run", 24
+    knobs = ("--epochs", epochs, "--trainer.count", 2, "--trainer.in_flight", 2, "--checkpoint.recovery", "partial")
+    with victim(samples, run_dir, *knobs) as run:
+        for _ in range(2):
+            run.wait_for_checkpoint()
+            run.hurt("ps-1")
+            run.command.wait_for(r"^shard 1 is back; its rows have not learned ([\d,]+) of", RECOVERY_S)
+        run.command.succeed(timeout_s=2 * RECOVERY_S)
+    ledger = assert_adds_up(run_dir, epochs * ROWS)
+    assert ledger["replayed"] == 0
+    assert ledger["unlearned"]["shard 1"] > 0

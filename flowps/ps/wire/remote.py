@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 
 from flowps.batch import Float32
-from flowps.errors import CapacityError, StoppedError, WireError
+from flowps.errors import CapacityError, StoppedError, UnreachableError, WireError
 from flowps.ps.endpoint import Endpoint
 from flowps.ps.parcel import Lines, Parcel
 from flowps.ps.wire import flowps_pb2 as pb
@@ -175,5 +175,7 @@ class RemoteShard(Endpoint):
         raised = error_of(code, said)
         if raised is not None:
             raise raised from None
-        lost = f"; no answer within {self._timeout_s:g} s (cluster.rpc_timeout_s)" if code in _PASSING else ""
-        raise WireError(f"{self._name}: {what}: {code.name}: {said}{lost}") from None
+        found = f"{self._name}: {what}: {code.name}: {said}"
+        if code in _PASSING:
+            raise UnreachableError(f"{found}; no answer within {self._timeout_s:g} s (cluster.rpc_timeout_s)") from None
+        raise WireError(found) from None
