@@ -6,8 +6,9 @@ file as it is. Which sections there are and what they mean is the business of wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -92,9 +93,17 @@ class PartWriter:
 def read_section(store: Store, entry: FileEntry) -> Iterator[dict[str, NDArray[Any]]]:
     """The chunks that were written to a section, one after the other: column → array, read-only, each chunk in memory of its own.
 
-    The checksum is known, and a damaged file found, only at the end: what came before is worth something only if the iteration
-    ends without an error. Raises CheckpointError that names the file.
+    While one is looked at, a thread reads the next. The checksum is known, and a damaged file found, only at the end: what came
+    before is worth something only if the iteration ends without an error. Raises CheckpointError that names the file.
     """
+    with closing(_chunks(store, entry)) as chunks, ThreadPoolExecutor(1, "flowps-read") as reader:
+        following = reader.submit(next, chunks, None)
+        while (chunk := following.result()) is not None:
+            following = reader.submit(next, chunks, None)
+            yield chunk
+
+
+def _chunks(store: Store, entry: FileEntry) -> Generator[dict[str, NDArray[Any]], None, None]:
     rows = 0
     with store.open(entry) as source:
         try:

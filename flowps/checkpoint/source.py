@@ -93,7 +93,7 @@ class _Memory:
             if sys.getrefcount(self._owned[i]) <= 2 and len(self._owned[i]) >= size_bytes:
                 return self._owned[i][:size_bytes]
         found = space(size_bytes)
-        self._owned = [*self._owned[-1:], found]  # one is looked at while the next is filled
+        self._owned = [*self._owned[-2:], found]  # one is looked at, one is read and waits, the next is filled
         return found[:]
 
 

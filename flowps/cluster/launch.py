@@ -26,8 +26,10 @@ from flowps.ps.wire.heap import KEEP_BYTES, MMAP_BYTES
 
 # Dask's sampling profiler stops every thread 100 times a second to look at its stack, here on the trainer's own cores.
 # Its nanny makes workers give freed memory back at once, and the next partition's page faults cost more than decoding it saves.
+# It gives a worker up for good that happens to be away 15 s after it was lost, be it for the second time: the nanny brings it back.
 _LOCAL = {
     "distributed.worker.profile.enabled": False,
+    "distributed.deploy.lost-worker-timeout": "365 days",
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": KEEP_BYTES,
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": MMAP_BYTES,
 }
