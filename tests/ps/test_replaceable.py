@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -141,18 +139,8 @@ def test_closing_ends_the_waiting_and_what_comes_after() -> None:
     assert late.is_closed.is_set()
 
 
-@pytest.fixture
-def hasty() -> Iterator[None]:
-    """Threads that interrupt each other a thousand times as often as usual."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(before / 1000)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("seed", range(3))
-def test_losses_at_any_moment_leave_no_sample_uncounted(seed: int) -> None:
+def test_losses_at_any_moment_leave_no_sample_uncounted(hurried_switching: None, seed: int) -> None:
     """Four threads look up and push while the shard is lost again and again: learned and unlearned are all that was pushed."""
     chance, threads, batches = random.Random(seed), 4, itertools.count()
     current, at_cut, trained, unlearned = Counting(), 0, 0, 0

@@ -1,0 +1,54 @@
+"""What `make faults` has found: how long a run takes to train again after something of it was killed.
+
+The kills themselves are tests, in tests/faults/long_faults.py; this is their result, and its table.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One of them.
+
+    recovery      checkpoint.recovery of the run
+    role          that was killed, or stopped (SIGSTOP)
+    while_saving  whether files of a checkpoint were there whose manifest was not
+    step          of the next checkpoint
+    seconds       until the next step was printed
+    """
+
+    recovery: str
+    role: str
+    while_saving: bool
+    step: int
+    seconds: float
+
+    def __str__(self) -> str:
+        saving = ", while a checkpoint was written" if self.while_saving else ""
+        return f"{self.role}{saving}: training again after {self.seconds:.1f} s, saved at step {self.step:,}"
+
+    def to_json(self) -> dict[str, object]:
+        """Its fields."""
+        return asdict(self)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """By recovery and role, how many were killed and how long it took, as a Markdown table."""
+    of: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for kill in result["kills"]:
+        of.setdefault((kill["recovery"], kill["role"]), []).append(kill)
+    lines = [
+        "| `checkpoint.recovery` | killed | times | – while a checkpoint was written | training again after, median | worst |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (recovery, role), kills in sorted(of.items(), reverse=True):
+        seconds = [kill["seconds"] for kill in kills]
+        saving = sum(kill["while_saving"] for kill in kills)
+        lines.append(
+            f"| {recovery} | {role} | {len(kills)} | {saving} | {statistics.median(seconds):.1f} s | {max(seconds):.1f} s |"
+        )
+    return "\n".join(lines)
