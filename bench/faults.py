@@ -18,18 +18,19 @@ class Kill:
     role          that was killed, or stopped (SIGSTOP)
     while_saving  whether files of a checkpoint were there whose manifest was not
     step          of the next checkpoint
-    seconds       until the next step was printed
+    seconds       until the next step was printed; None for a hub, without which training goes on
     """
 
     recovery: str
     role: str
     while_saving: bool
     step: int
-    seconds: float
+    seconds: float | None
 
     def __str__(self) -> str:
         saving = ", while a checkpoint was written" if self.while_saving else ""
-        return f"{self.role}{saving}: training again after {self.seconds:.1f} s, saved at step {self.step:,}"
+        again = "training goes on" if self.seconds is None else f"training again after {self.seconds:.1f} s"
+        return f"{self.role}{saving}: {again}, saved at step {self.step:,}"
 
     def to_json(self) -> dict[str, object]:
         """Its fields."""
@@ -46,9 +47,8 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for (recovery, role), kills in sorted(of.items(), reverse=True):
-        seconds = [kill["seconds"] for kill in kills]
+        seconds = [kill["seconds"] for kill in kills if kill["seconds"] is not None]
         saving = sum(kill["while_saving"] for kill in kills)
-        lines.append(
-            f"| {recovery} | {role} | {len(kills)} | {saving} | {statistics.median(seconds):.1f} s | {max(seconds):.1f} s |"
-        )
+        took = f"{statistics.median(seconds):.1f} s | {max(seconds):.1f} s" if seconds else "it goes on | "
+        lines.append(f"| {recovery} | {role} | {len(kills)} | {saving} | {took} |")
     return "\n".join(lines)

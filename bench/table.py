@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from bench import checkpoint as checkpoint_bench
 from bench import end_to_end as end_to_end_bench
+from bench import faults as faults_bench
 from bench import map as map_bench
 from bench import placement as placement_bench
 from bench import rpc as rpc_bench
@@ -191,13 +192,18 @@ def _read(name: str) -> dict[str, Any]:
 
 def checkpoint() -> str:
     """What saving and going on cost."""
-    result = _read("checkpoint.json")
-    return "\n".join([checkpoint_bench.markdown(result), "", _machine(result), ""])
+    return _with_machine(checkpoint_bench.markdown, "checkpoint.json")
+
+
+def faults() -> str:
+    """How runs come through kills."""
+    return _with_machine(faults_bench.markdown, "faults.json")
 
 
 _MAKERS: dict[str, Callable[[], str]] = {
     "checkpoint": checkpoint,
     "end_to_end": end_to_end,
+    "faults": faults,
     "feed": feed,
     "optimizers": optimizers,
     "shard": shard,

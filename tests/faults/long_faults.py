@@ -85,7 +85,7 @@ def _run_and_kill(run_dir: Path, recovery: str, count: int, chance: random.Rando
                 if name != "hub":
                     command.wait_for(rf"worker {name} at .*; (all roles go|shard \d goes) back to ", RECOVERY_S)
             command.wait_for(r"^step \d+, auc", RECOVERY_S)
-            seconds = time.monotonic() - began
+            seconds = None if role == "hub" else time.monotonic() - began
             yield faults.Kill(recovery, role, while_saving, run.wait_for_checkpoint(), seconds)
         command.signal(signal.SIGTERM)  # enough: it saves itself
         assert command.end(RECOVERY_S) == 130, command.said
