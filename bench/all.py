@@ -27,6 +27,7 @@ _COMMANDS = (
     ["bench.placement", "--json", "placement.json"],
     ["bench.end_to_end", "--compare", "--json", "roles.json"],
     ["bench.checkpoint", "--json", "checkpoint.json"],
+    ["bench.status", "--json", "status.json"],
 )
 _STORAGE = "storage.json"  # needs a data set that is not generated here
 

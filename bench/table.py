@@ -18,18 +18,19 @@ from bench import faults as faults_bench
 from bench import map as map_bench
 from bench import placement as placement_bench
 from bench import rpc as rpc_bench
+from bench import status as status_bench
 from flowps.config import RowOptimizer, Slot
 from flowps.ps import optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
-TABLES, CLUSTER, CHECKPOINTS = (ROOT / "docs" / name for name in ("tables.md", "cluster.md", "checkpoints.md"))
+DOCS = [ROOT / "docs" / name for name in ("tables.md", "cluster.md", "checkpoints.md", "status.md")]
 
 
 def main() -> int:
     """Rewrite the files."""
-    for path in (README, TABLES, CLUSTER, CHECKPOINTS):
+    for path in (README, *DOCS):
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
@@ -200,6 +201,11 @@ def faults() -> str:
     return _with_machine(faults_bench.markdown, "faults.json")
 
 
+def status() -> str:
+    """What run status and traces cost."""
+    return _with_machine(status_bench.markdown, "status.json")
+
+
 _MAKERS: dict[str, Callable[[], str]] = {
     "checkpoint": checkpoint,
     "end_to_end": end_to_end,
@@ -213,6 +219,7 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "placement": placement,
     "roles": roles,
     "rpc": rpc,
+    "status": status,
     "storage": storage,
 }
 

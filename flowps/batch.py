@@ -48,6 +48,12 @@ class Batch:
         """Number of sparse slots."""
         return (len(self.offsets) - 1) // len(self.labels)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = (self.labels, self.dense, self.signs, self.offsets, self.shares)
+        return sum(array.nbytes for array in arrays if array is not None)
+
     @staticmethod
     def concat(pieces: Sequence[Batch]) -> Batch:
         """Join `pieces`, in order, into one batch (copies; returns the piece itself when there is only one)."""

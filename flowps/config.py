@@ -278,6 +278,8 @@ class Status(_Section, frozen=True, kw_only=True):
 
     print_interval: Annotated[Positive, Meta(description="steps between metric lines")] = 100
     interval_s: Annotated[float, Meta(gt=0, le=1e9, description="seconds between [RunStatus] lines")] = 30.0
+    trace_from: Annotated[NonNegative, Meta(description="the first step that `trace` shows")] = 0
+    trace_batches: Annotated[NonNegative, Meta(description="batches that `trace` shows; 0: all")] = 0
     progress: Annotated[Literal["auto", "live", "plain"], Meta(description="auto: live on a terminal, plain lines elsewhere")] = (
         "auto"
     )
@@ -339,6 +341,16 @@ class Config(_Section, frozen=True, kw_only=True):
             "far as they fit; what does not is listed"
         ),
     ] = ""
+    trace: Annotated[
+        str, Meta(description="file for the way of every batch, thread by thread, as Perfetto and Chrome show it; empty: none")
+    ] = ""
+    tensorboard: Annotated[
+        str, Meta(description="folder for TensorBoard: metrics of every interval and curves of the evaluation; empty: none")
+    ] = ""
+    log_format: Annotated[
+        Literal["text", "json"],
+        Meta(description="what is printed: lines for people, or every line a JSON object for log collectors"),
+    ] = "text"
     data: Data = Data()
     slot_default: SlotDefault = SlotDefault()
     slot: Annotated[tuple[Slot, ...], Meta(description="per-slot settings")] = ()

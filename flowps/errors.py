@@ -37,7 +37,7 @@ class CheckpointError(FlowpsError):
 
 
 class OutputError(FlowpsError):
-    """Standard output cannot be written: its reader has gone, or the disk is full."""
+    """Standard output, or a file that a command was asked for, cannot be written: its reader has gone, or the disk is full."""
 
 
 class ModelError(FlowpsError):

@@ -12,10 +12,13 @@ import signal
 import sys
 import threading
 import time
+import tomllib
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from types import FrameType
@@ -25,14 +28,19 @@ import msgspec
 from rich.console import Console
 
 from flowps.arguments import parse
+from flowps.checkpoint.ledger import Ledger
+from flowps.cluster import tracing
 from flowps.cluster.announce import announce_plan, announce_result
+from flowps.cluster.dashboard.show import show_run
 from flowps.cluster.launch import gather_anew, gather_workers, launch
 from flowps.cluster.plan import Plan, plan
+from flowps.cluster.prometheus import serve_runs
 from flowps.cluster.resume import Resume, choose, find, place_of, prepare
 from flowps.cluster.run import Result, Start, run
 from flowps.cluster.run_dir import RunDir
 from flowps.config import Config
 from flowps.errors import FlowpsError, RunDirError, StoppedError
+from flowps.status.json_lines import JsonConsole, JsonDisplay, json_line
 from flowps.status.progress import Display, PlainConsole
 from flowps.version import __version__
 
@@ -45,9 +53,12 @@ def train(config: Config, console: Console | None = None) -> Result:
 
     Raises FlowpsError for everything that a user can mend.
     """
-    console = console or PlainConsole()
+    as_json = config.log_format == "json"
+    console = console or (JsonConsole() if as_json else PlainConsole())
+    if config.tensorboard and "://" not in config.tensorboard:  # workers are elsewhere
+        config = msgspec.structs.replace(config, tensorboard=os.path.abspath(config.tensorboard))
     console.print(f"flowps {__version__}")
-    with _interruptible() as interrupts, launch(config) as (client, dashboard):
+    with _interruptible(as_json) as interrupts, launch(config) as (client, dashboard):
 
         def say(text: str) -> None:
             console.print(text, soft_wrap=True)
@@ -59,6 +70,7 @@ def train(config: Config, console: Console | None = None) -> Result:
             anew = gather_anew(client, config, planned.assignment, lost, say, lambda: bool(interrupts))
             return replace(planned, assignment=anew)
 
+        serve_runs(client, say)
         resume = find(config, say)
         planned = plan_on(resume)
         resume = resume and choose(resume, planned.schema, say)
@@ -77,16 +89,18 @@ def train(config: Config, console: Console | None = None) -> Result:
             again=None if recovery == "none" else plan_on,
             replace=plan_shards if recovery == "partial" else None,
         )
-        return _train(client, planned, console, interrupts, start)
+        return _train(client, dashboard, planned, console, interrupts, start)
 
 
 def _train(
-    client: Any, planned: Plan, console: Console, interrupts: list[int], start: Start
+    client: Any, dashboard: str, planned: Plan, console: Console, interrupts: list[int], start: Start
 ) -> Result:  # fmt: skip
     config, knobs, resume = planned.config, planned.config.checkpoint, start.resume
     # Absolute: workers are elsewhere.
     run_dir = RunDir(_run_dir_path(config).absolute())
     with closing(run_dir):
+        if config.trace:
+            tracing.prepare(Path(config.trace).absolute())
         anew = msgspec.structs.replace(config, resume=False, resume_from="", warm_start="")  # run again, it begins at the beginning
         url = place_of(config, run_dir.path)
         # Also where one of its own checkpoints was named: it must not be put aside with the rest.
@@ -96,13 +110,19 @@ def _train(
                 soft_wrap=True,
             )
         live = config.status.progress == "live" or (config.status.progress == "auto" and console.is_terminal)
-        with Display(console, live, config.epochs, planned.train_rows) as display:
+        shows = (
+            JsonDisplay(console) if isinstance(console, JsonConsole) else Display(console, live, config.epochs, planned.train_rows)
+        )
+        with shows as display:
             saves_to = url if knobs.is_on else ""
             if saves_to:
                 goes_on = resume is not None and resume.goes_on
                 prepare(saves_to, resume if goes_on else None, is_newest=config.resume and not config.resume_from)
             start = replace(start, saves_to=saves_to)
-            result = run(client, planned, run_dir, [run_dir.record, display], lambda: bool(interrupts), start)
+            ledger = Ledger() if resume is None else resume.ledger
+            with show_run(client, dashboard, planned, run_dir.path, ledger, partial(console.print, soft_wrap=True)) as shown:
+                result = run(client, planned, run_dir, [run_dir.record, display, shown], lambda: bool(interrupts), start)
+                shown.conclude(result.ledger)
         run_dir.finish(result.summary(planned))
         announce_result(console, planned, result, run_dir)
         if not result.ledger.adds_up:
@@ -133,7 +153,7 @@ def _run_dir_path(config: Config) -> Path:
 
 
 @contextmanager
-def _interruptible() -> Iterator[list[int]]:
+def _interruptible(as_json: bool) -> Iterator[list[int]]:
     """A list that the first Ctrl-C or SIGTERM fills; the second ends the process at once. Off the main thread, none arrive."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -153,7 +173,9 @@ def _interruptible() -> Iterator[list[int]]:
                 os.write(terminal, _SHOW_CURSOR)
             os._exit(StoppedError.exit_code)
         received.append(number)
-        os.write(terminal, b"\nstopping and saving what was trained; Ctrl-C again stops at once\n")
+        said = "stopping and saving what was trained; Ctrl-C again stops at once"
+        line = json_line("warning", "Interrupted", said) if as_json else f"\n{said}"
+        os.write(terminal, f"{line}\n".encode())
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -168,15 +190,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a column's name may hold what the terminal cannot show
+    argv = sys.argv[1:] if argv is None else argv
+    as_json = _wants_json(argv)  # also of a command line that is refused
     try:
-        train(parse("python -m flowps.train", __doc__ or "", sys.argv[1:] if argv is None else argv))
+        config = parse("python -m flowps.train", __doc__ or "", argv)
+        as_json = config.log_format == "json"
+        train(config)
     except FlowpsError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: interrupted before training began", file=sys.stderr)
-        return StoppedError.exit_code
+        return _fail(error, " ".join(str(error).split()), error.exit_code, as_json)
+    except KeyboardInterrupt as error:
+        return _fail(error, "interrupted before training began", StoppedError.exit_code, as_json)
+    except Exception as error:
+        if not as_json:
+            raise
+        return _fail(error, f"{error!r}; this is a bug of flowps", 1, as_json, traceback=traceback.format_exc())
     return 0
+
+
+def _fail(error: BaseException, message: str, status: int, as_json: bool, **fields: object) -> int:
+    """Say why the run has failed; returns the exit status."""
+    said = f"error: {message}"
+    print(json_line("error", type(error).__name__, said, exit_status=status, **fields) if as_json else said, file=sys.stderr)
+    return status
+
+
+def _wants_json(argv: Sequence[str]) -> bool:
+    """Whether the command line or its TOML file says log_format = json, as far as they can be read."""
+    if "--log_format json" in " ".join(argv).replace("=", " ").replace("--log-format", "--log_format"):
+        return True
+    with suppress(OSError, ValueError):
+        return any(tomllib.loads(Path(word).read_text()).get("log_format") == "json" for word in argv if word.endswith(".toml"))
+    return False
 
 
 if __name__ == "__main__":

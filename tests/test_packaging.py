@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 import flowps
-from bench.table import CHECKPOINTS, CLUSTER, README, TABLES, filled
+from bench.table import DOCS, README, filled
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHER_NAMES = {"python-xxhash": "xxhash"}  # conda's → pip's; conda's xxhash is the library in C
+OTHER_NAMES = {"prometheus_client": "prometheus-client", "python-xxhash": "xxhash"}  # conda's → pip's; its xxhash is in C
 
 
 def requirements() -> dict[str, str]:
@@ -24,7 +24,7 @@ def requirements() -> dict[str, str]:
 
 def test_conda_environment_matches_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    conda = dict(re.match(r"([a-z0-9-]+)(.*)", line).groups() for line in environment["dependencies"])
+    conda = dict(re.match(r"([a-z0-9_-]+)(.*)", line).groups() for line in environment["dependencies"])
     found = {OTHER_NAMES.get(name, name): bounds for name, bounds in conda.items()}
     python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert found.pop("python") == python
@@ -45,7 +45,7 @@ def test_changelog_has_this_version():
     assert f"## {flowps.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("path", [README, TABLES, CLUSTER, CHECKPOINTS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [README, *DOCS], ids=lambda path: path.name)
 def test_tables_are_those_of_the_results(path: Path):
     text = path.read_text(encoding="utf-8")
     assert "<!-- bench:" in text

@@ -6,12 +6,16 @@ Covers what Dask is told and asked. What the run makes of a loss is `run`'s busi
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import distributed
+import msgspec
 
 from flowps.checkpoint.ledger import Ledger
 from flowps.cluster.cut import go_on
@@ -19,9 +23,12 @@ from flowps.cluster.offer import TRAINER_KEY, Offer, workers_now
 from flowps.cluster.plan import Plan
 from flowps.cluster.reroute import lose, reroute
 from flowps.cluster.resume import Resume
+from flowps.cluster.role_status import forget
 from flowps.cluster.shard_role import ShardActor
+from flowps.cluster.tracing import collect
 from flowps.cluster.trainer_role import Handout, Trained, TrainerTask, request_stop, reserve_port, train
 from flowps.errors import ClusterError, FlowpsError, LostRoleError, StoppedError
+from flowps.status.figures import ShardFigures, Usage, usage_here
 
 WATCH_S = 2.0  # between two looks at whether the workers are still there
 _STOP_S = 60.0  # for a step to end and the model to be saved
@@ -41,6 +48,7 @@ class Roles:
         self._shards: list[Any] = []
         self.trainers: list[distributed.Future] = []
         self._handout: Any = None
+        self._used: list[Usage] = []  # as last heard
         self._unread_since: float | None = None  # when it was seen first that partitions wait and nobody is there to read them
         # Of each worker its last sign of life, by the scheduler's clock, and when it was seen first, by ours.
         self._signs_of_life: dict[str, tuple[float, float]] = {}
@@ -72,7 +80,7 @@ class Roles:
     def _group(self) -> tuple[list[str], Any]:
         """Where the trainers wait for each other, and who gives them partitions."""
         trainers = self._plan.assignment.trainers
-        ports = self._client.run(reserve_port, workers=[offer.address for offer in trainers])
+        ports = self._run(reserve_port, workers=[offer.address for offer in trainers])
         peers = [f"[{o.host}]:{ports[o.address]}" if ":" in o.host else f"{o.host}:{ports[o.address]}" for o in trainers]
         self._handout = self._wait(self._submit(Handout, offer=trainers[0], actor=True))  # lives as long as this refers to it
         return peers, self._handout
@@ -82,7 +90,7 @@ class Roles:
         if any(trainer.done() for trainer in self.trainers) or len(self.trainers) < len(self._plan.assignment.trainers):
             return False
         workers = [offer.address for offer in self._plan.assignment.trainers]
-        answers = self._client.run(lose, self._run_id, shards, workers=workers, on_error="return")
+        answers = self._run(lose, self._run_id, shards, workers=workers, on_error="return")
         return all(waits is True for waits in answers.values())
 
     def replace(self, shards: Sequence[int], plan: Plan, resume: Resume | None) -> list[int]:
@@ -98,7 +106,7 @@ class Roles:
         step = resume.last.step if resume is not None and resume.goes_on else 0
         workers, left_out = [offer.address for offer in plan.assignment.trainers], []
         for k, address in zip(shards, self._ask(shards, "serve", self._token), strict=True):
-            left_out.append(sum(self._client.run(reroute, self._run_id, k, address, step, workers=workers).values()))
+            left_out.append(sum(self._run(reroute, self._run_id, k, address, step, workers=workers).values()))
         return left_out
 
     def _create(self, k: int) -> distributed.Future:
@@ -117,6 +125,32 @@ class Roles:
         except Exception:  # Dask has errors of many kinds for an actor whose worker has gone
             self._raise_loss()
             raise
+
+    def figures(self) -> list[ShardFigures]:
+        """What every shard measures of itself. Those that have been lost raise LostRoleError."""
+        workers = [offer.name for offer in self._plan.assignment.shards]
+        return [msgspec.structs.replace(of, worker=name) for of, name in zip(self.ask_shards("figures"), workers, strict=True)]
+
+    def usage(self) -> list[Usage]:
+        """What every process of the run has used, the first trainer's first."""
+        workers = self._workers()
+        asked = self._ask_workers(usage_here, workers=workers, on_error="ignore")  # `check` tells of one that has gone
+        try:
+            found = asked.result(timeout=WATCH_S)
+        except TimeoutError:  # one of them, perhaps a hub, does not answer
+            return self._used
+        self._used = list({of.process: of for address in workers if (of := found.get(address)) is not None}.values())
+        return self._used
+
+    def trace(self, path: Path) -> str:
+        """Write what all roles have traced; returns what to say of it."""
+        return collect(self._run, self._run_id, self._workers(), path)
+
+    def _workers(self) -> list[str]:
+        """Addresses of all that have a role and are there, the first trainer's first."""
+        assignment, there = self._plan.assignment, self._there()
+        offers = (*assignment.trainers, *assignment.shards, *assignment.hubs)
+        return list(dict.fromkeys(offer.address for offer in offers if offer.address in there))
 
     def _raise_loss(self) -> None:
         """Raise LostRoleError if a worker has gone; the scheduler may hear of it a little later."""
@@ -217,12 +251,12 @@ class Roles:
         there = self._there()
         workers = [offer.address for offer in self._plan.assignment.trainers if offer.address in there]
         if workers:
-            self._client.run(request_stop, self._run_id, failed, workers=workers)
+            self._run(request_stop, self._run_id, failed, workers=workers)
 
     def go_on(self, step: int) -> None:
         """Let the trainers go on after their cut."""
         workers = [offer.address for offer in self._plan.assignment.trainers]
-        self._client.run(go_on, self._run_id, step, workers=workers, on_error="ignore")  # `check` tells of one that has gone
+        self._run(go_on, self._run_id, step, workers=workers, on_error="ignore")  # `check` tells of one that has gone
 
     def _there(self) -> Mapping[str, Mapping[str, Any]]:
         """The workers that the scheduler still has; none, where it does not answer."""
@@ -256,12 +290,32 @@ class Roles:
         """Give the shards' memory back, and let nothing of this attempt be started anew by Dask."""
         with suppress(Exception):
             self._client.cancel(self.trainers, force=True)
+            self._ask_workers(forget, self._run_id, workers=self._workers(), on_error="ignore").result(timeout=WATCH_S)
         for shard in self._shards:
             with suppress(Exception):  # the error that ends the run is the one to show
                 shard.close().result(timeout=_STOP_S)
 
     def _submit(self, function: Callable[..., object], *arguments: object, offer: Offer, **how: Any) -> distributed.Future:
         return self._client.submit(function, *arguments, workers=[offer.address], allow_other_workers=False, pure=False, **how)
+
+    def _run(self, function: Callable[..., object], *arguments: object, workers: Sequence[str], on_error: str = "raise") -> Any:
+        """Call a function on workers; by worker what it returned. As `Client.run`, as long as all that have a role are there."""
+        return self._wait(self._ask_workers(function, *arguments, workers=workers, on_error=on_error))
+
+    def _ask_workers(
+        self, function: Callable[..., object], *arguments: object, workers: Sequence[str], on_error: str
+    ) -> Future[dict[str, Any]]:
+        """Answers that may be waited for with a deadline: `Client.run` waits for a worker that hangs for as long as it does."""
+        answers: Future[dict[str, Any]] = Future()
+
+        def ask() -> None:
+            try:
+                answers.set_result(self._client.run(function, *arguments, workers=workers, on_error=on_error))
+            except BaseException as error:  # handed over whole
+                answers.set_exception(error)
+
+        threading.Thread(target=ask, name="flowps-ask", daemon=True).start()
+        return answers
 
     def _wait(self, future: Any) -> Any:
         """The result of something that runs on a worker, as long as all workers are there."""

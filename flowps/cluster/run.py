@@ -7,11 +7,13 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import distributed
 import msgspec
 
 from flowps.checkpoint.ledger import Ledger
+from flowps.cluster.observer import Observer
 from flowps.cluster.plan import Plan
 from flowps.cluster.resume import Resume
 from flowps.cluster.roles import WATCH_S, Roles
@@ -132,6 +134,7 @@ class _Attempt:
         run_dir.place(report)
         roles = Roles(self._client, plan, self._run_id, lambda text: self._publish(Remark(text)))
         self._saver = saver = Saver(plan, self._saves_to, self._run_id, ledger, self._publish)
+        self._observer = Observer(plan, self._publish)
         try:
             roles.start(str(run_dir.model), self._saves_to, resume, ledger)
             try:
@@ -145,6 +148,8 @@ class _Attempt:
                 if saved and isinstance(error, FlowpsError):
                     raise type(error)(f"{error}; {saved}") from error
                 raise
+            if plan.config.trace:
+                self._publish(Remark(roles.trace(Path(plan.config.trace).absolute())))
             run_dir.check_model()
             tables = tuple(stats for of_shard in roles.ask_shards("stats") for stats in of_shard)
             work = roles.ask_shards("work")  # before the export, which takes time too
@@ -192,6 +197,7 @@ class _Attempt:
             self.examples = max(self.examples, event.examples)
         self._publish(event)
         saver.see(event, roles)
+        self._observer.see(event, roles)
         looked.finished = looked.finished or isinstance(event, Finished)
 
     def _bring_back(self, error: LostRoleError, roles: Roles, saver: Saver, resume: Resume | None) -> None:

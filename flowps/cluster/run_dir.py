@@ -50,11 +50,6 @@ def read_placement(folder: Path) -> PlacementReport:
     return _read(folder / _PLACEMENT, PlacementReport)
 
 
-def read_summary(folder: Path) -> Summary | None:
-    """How the run in `folder` ended; None if it has not. Raises RunDirError."""
-    return _read(folder / _SUMMARY, Summary) if (folder / _SUMMARY).exists() else None
-
-
 def _read(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)

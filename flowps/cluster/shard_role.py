@@ -25,6 +25,8 @@ from flowps.checkpoint.part import PartWriter, read_section
 from flowps.checkpoint.store import Store
 from flowps.checkpoint.writing import Writing
 from flowps.cluster.plan import Plan
+from flowps.cluster.prometheus import drop_shard, serve_shard
+from flowps.cluster.role_status import status_of
 from flowps.config import Config, Slot
 from flowps.errors import FlowpsError, RunDirError
 from flowps.ps.endpoint import Endpoint, LocalEndpoint
@@ -36,6 +38,7 @@ from flowps.ps.table import TableStats
 from flowps.ps.together import Together
 from flowps.ps.wire.security import Security
 from flowps.ps.wire.service import Served, ShardServer
+from flowps.status.figures import ShardFigures, usage_here
 
 # The shards in this process, by run and number. Written by their actors, read by trainers in this process.
 _shards: dict[tuple[str, int], Shard | Together] = {}
@@ -78,6 +81,7 @@ class ShardActor:
             self._in_flight,
             plan.config.ps.threads,
             [plan.allocate[piece.slot] for piece in pieces],
+            status_of(plan.config, run_id, f"shard-{number}"),
         )
         widths = [slot.width for slot in self._slots]
         # In the synchronous mode a step of all trainers is one step of the rows.
@@ -88,15 +92,24 @@ class ShardActor:
         self._writing: Writing | None = None
         self._states: list[dict[str, Any]] = []
         _shards[run_id, number] = self._together or self._shard
+        serve_shard(run_id, number, self.figures)
 
     def serve(self, token: str) -> str:
         """Answer lookups and pushes over the network; returns where."""
         cluster, port = self._plan.config.cluster, self._plan.config.ps.port
         served = Served(self._run_id, self._number, signature(self._plan, self._number), cluster.max_message_mib << 20)
         host = self._plan.assignment.shards[self._number].host
+        if self._shard is None:
+            raise FlowpsError("the shard was closed: it cannot be served")
         try:
             self._server = ShardServer(
-                self._endpoint, served, security_of(self._plan.config, token), host, port and port + self._number, self._in_flight
+                self._endpoint,
+                served,
+                security_of(self._plan.config, token),
+                host,
+                port and port + self._number,
+                self._in_flight,
+                self._shard.status,
             )
         except FlowpsError as error:
             raise alone(error) from None
@@ -187,6 +200,18 @@ class ShardActor:
         found: NDArray[np.bool_] = (((signs >> half) * np.uint64(piece.parts)) >> half) == np.uint64(piece.part)
         return found
 
+    def figures(self) -> ShardFigures:
+        """What the shard measures of itself."""
+        if self._shard is None:
+            raise FlowpsError("the shard was closed: its rows are gone")
+        stats, work, traffic = self._shard.stats(), self._shard.work(), self._shard.traffic()
+        return ShardFigures(
+            self._number, "", usage_here().process, self._shard.status.summaries(), work.rows,
+            sum(table.capacity_rows for table in stats), work.bytes, max((table.index_load for table in stats), default=0.0),
+            sum(table.inserted for table in stats), sum(table.evicted for table in stats), sum(table.expired for table in stats),
+            sum(table.refused for table in stats), traffic.in_flight, traffic.staleness, traffic.signs, traffic.hot,
+        )  # fmt: skip
+
     def stats(self) -> list[TableStats]:
         """What each table has done and holds."""
         return [] if self._shard is None else self._shard.stats()
@@ -210,6 +235,7 @@ class ShardActor:
 
     def close(self) -> None:
         """Stop serving, and give the memory back."""
+        drop_shard(self._run_id, self._number)
         if self._writing is not None:
             self._writing.abort(FlowpsError("the shard was closed while it was being saved"))
         if self._together is not None:

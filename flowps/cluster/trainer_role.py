@@ -19,19 +19,22 @@ from flowps.checkpoint.ledger import Ledger
 from flowps.checkpoint.store import Store
 from flowps.cluster.cut import TrainerCuts, gate_of
 from flowps.cluster.plan import Plan
+from flowps.cluster.prometheus import serve_here, tell_ledger
 from flowps.cluster.reroute import Ways, registered
 from flowps.cluster.resume import left_of
+from flowps.cluster.role_status import forget, status_of
 from flowps.cluster.shard_role import alone, security_of, shard_here, signature
 from flowps.errors import FlowpsError, RunDirError
 from flowps.hub.partition import Partition, epoch_order
 from flowps.hub.stream import HubStream
 from flowps.ps.client import PsClient
-from flowps.ps.endpoint import Endpoint, batch_id
+from flowps.ps.endpoint import Endpoint
 from flowps.ps.load import SlotLoad
+from flowps.ps.numbering import batch_id
 from flowps.ps.replaceable import Replaceable
 from flowps.ps.shard import Shard
 from flowps.ps.wire.remote import RemoteShard
-from flowps.status.event import Event, Finished, Metrics, Started, to_wire
+from flowps.status.event import Event, Finished, Metrics, Started, TrainerStatus, to_wire
 from flowps.status.run_status import RunStatus
 
 if TYPE_CHECKING:  # importing it imports TensorFlow, which only a process with a trainer does
@@ -133,8 +136,15 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
     from flowps.trainer.state import State
     from flowps.trainer.surroundings import Surroundings
 
-    worker, client, status = distributed.get_worker(), distributed.get_client(), RunStatus()
+    worker, client, status = (
+        distributed.get_worker(),
+        distributed.get_client(),
+        status_of(plan.config, task.run_id, f"trainer-{task.number}"),
+    )
     number, speaks = task.number, task.number == 0
+    serve_here()
+    if speaks:
+        tell_ledger(task.run_id, task.ledger, worker.log_event)
 
     def stream(parts: Iterable[Partition], epoch: int, training: bool) -> HubStream:
         return HubStream(
@@ -146,7 +156,7 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
         worker.log_event(task.run_id, to_wire(event))
 
     def emit(event: Event) -> None:
-        if speaks:
+        if speaks or isinstance(event, TrainerStatus):
             send(event)
 
     slots = plan.schema.slots
@@ -290,6 +300,7 @@ def _watched(worker: distributed.Worker, run_id: str) -> Iterator[None]:
             task = worker.state.tasks.get(key)
             if task is None or task.state in ("cancelled", "released"):
                 request_stop(run_id, failed=True)
+                forget(run_id)
                 return
 
     thread = threading.Thread(target=watch, name="flowps-wanted", daemon=True)

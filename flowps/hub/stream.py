@@ -6,6 +6,8 @@ Dask recomputes what a lost worker had; nothing of that is rewritten here.
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections import deque
@@ -44,16 +46,20 @@ class PartitionBatches:
     """What a hub task gives back.
 
     `batches` in order: the first one completes the batch that the partitions before left open, all others are whole, and the
-    last one may be the beginning of a batch that the next partitions complete. `seconds` is the task's own time.
+    last one may be the beginning of a batch that the next partitions complete. `began` and `ended`: the task's own time, by the
+    Unix clock of `worker`, its process; `thread`: in which it ran.
     """
 
     batches: list[Batch]
-    seconds: float
+    began: float
+    ended: float
+    worker: str
+    thread: int = 0
 
 
 def read_partition(partition: Partition, spec: ReadSpec, epoch: int, open_rows: int) -> PartitionBatches:
     """The hub task: read, decode, shuffle and cut one partition. `open_rows` rows of the current batch have come before it."""
-    start = time.perf_counter()
+    began = time.time()
     if spec.version != __version__:  # of a worker that has joined after the run began
         raise ClusterError(
             f"a hub worker has flowps {__version__}, the run flowps {spec.version}: install the same version on all machines"
@@ -71,7 +77,8 @@ def read_partition(partition: Partition, spec: ReadSpec, epoch: int, open_rows: 
     left = partition.rows_left
     first = min((spec.batch_size - open_rows) % spec.batch_size, left)
     bounds = [*([0] if first else []), *range(first, left, spec.batch_size), left]
-    return PartitionBatches(cut(columns, order, bounds), time.perf_counter() - start)
+    batches = cut(columns, order, bounds)
+    return PartitionBatches(batches, began, time.time(), f"{socket.gethostname()}:{os.getpid()}", threading.get_ident())
 
 
 class HubStream(Iterator[Batch]):
@@ -82,7 +89,8 @@ class HubStream(Iterator[Batch]):
     client : where the tasks run.
     order : the partitions of this epoch, in reading order; taken one by one, as tasks are submitted.
     tasks_in_flight : at most this many partitions are being decoded or wait, decoded, to be read.
-    status : gets `DecodePartition` (time of each task) and counts `empty_reads`.
+    status : gets `DecodePartition` (time of each task), `HubWait` (until a task has ended), `HubTransfer` (until its batches are
+        here), and counts `empty_reads`.
     placing : keywords of `Client.submit` that say on which workers the tasks may run.
     fetch_ahead : bring the next partition here while the batches of this one are read; of use where it comes from another process.
 
@@ -186,17 +194,28 @@ class HubStream(Iterator[Batch]):
     def _result(self, future: Any) -> PartitionBatches:
         fetching, self._fetching = self._fetching, None
         ahead = fetching is not None and fetching[0] is future
-        result: PartitionBatches = fetching[1].result() if fetching is not None and ahead else future.result()
+        result: PartitionBatches = fetching[1].result() if fetching is not None and ahead else self._fetch(future)
         if self._fetcher is not None:
             with self._lock:
                 following = self._futures[0] if self._futures and not self._closed else None
                 if following is not None:
-                    self._fetching = following, self._fetcher.submit(following.result)
+                    self._fetching = following, self._fetcher.submit(self._fetch, following)
+        return result
+
+    def _fetch(self, future: Any) -> PartitionBatches:
+        """Wait for a task, and bring its result here."""
+        with self._status.timed("HubWait"):
+            distributed.wait(future)
+        with self._status.timed("HubTransfer"):
+            result: PartitionBatches = future.result()
         return result
 
     def _receive(self, part: PartitionBatches) -> None:
         self._submit()
-        self._status.observe("DecodePartition", part.seconds)
+        self._status.observe("DecodePartition", part.ended - part.began)
+        if self._status.trace is not None:
+            self._status.trace.add_elsewhere("hub", part.worker, "DecodePartition", part.thread, part.began, part.ended)
+        self._status.count("hub_bytes", sum(batch.nbytes for batch in part.batches))
         if not part.batches:
             self._status.count("empty_reads")
         for batch in part.batches:

@@ -15,6 +15,7 @@ from flowps.config import Slot
 from flowps.ps.endpoint import Endpoint, LocalEndpoint
 from flowps.ps.load import LoadMeter
 from flowps.ps.memory import aligned_empty
+from flowps.ps.numbering import step_of
 from flowps.ps.parcel import Parcel, Route, SplitSlot
 from flowps.ps.placement import Placement
 from flowps.ps.shard import Shard
@@ -26,7 +27,7 @@ class PsClient:
     """Lookups and pushes over `shards`, placed as `placement` says, for the slots `slots`.
 
     shards   one for each of the placement: a Shard in this process, or an Endpoint; of a shard without slots, anything
-    status   gets LookupShardK and PushShardK, the time of each call to shard K, where there are several
+    status   gets LookupShardK and PushShardK, the time of each call to shard K, where there are several or the way leads elsewhere
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class PsClient:
                 self._paths.append(_Packed(LocalEndpoint(shard, widths), self._route, k))
             else:
                 self._paths.append(_Direct(shard, self._route, k))
-        self._status = status if len(self._paths) > 1 else None
+        self._status = status if any(isinstance(path, _Packed) for path in self._paths) or len(self._paths) > 1 else None
         self._meter = LoadMeter(len(slots))
         self._team = Team(max(1, len(self._paths)), "flowps-ps-client")
 
@@ -70,7 +71,7 @@ class PsClient:
             answered.append(path)
 
         try:
-            self._run(ask, "Lookup")
+            self._run(ask, "Lookup", batch_id)
         except BaseException:
             if training:
                 for path in answered:
@@ -87,11 +88,11 @@ class PsClient:
 
         rate_scale   what the learning rates of all slots are multiplied by in this push
         """
-        self._run(lambda n: self._paths[n].push(batch_id, grads, rate_scale), "Push")
+        self._run(lambda n: self._paths[n].push(batch_id, grads, rate_scale), "Push", batch_id)
 
     def attend(self, batch_id: int) -> None:
         """A lookup without samples, for trainers that step together: the others' batches wait for it. There is no push after it."""
-        self._run(lambda n: self._paths[n].attend(batch_id), "Lookup")
+        self._run(lambda n: self._paths[n].attend(batch_id), "Lookup", batch_id)
 
     def forget(self, batch_id: int) -> None:
         """There will be no push of this batch. All shards are told, whatever one of them raises."""
@@ -108,14 +109,14 @@ class PsClient:
         """End the client's threads."""
         self._team.close()
 
-    def _run(self, work: Callable[[int], object], what: str) -> None:
+    def _run(self, work: Callable[[int], object], what: str, batch_id: int) -> None:
         if self._status is None:
             self._team.run(work, len(self._paths))
             return
-        status = self._status
+        status, step = self._status, step_of(batch_id)
 
         def timed(n: int) -> None:
-            with status.timed(f"{what}Shard{self._paths[n].shard}"):
+            with status.timed(f"{what}Shard{self._paths[n].shard}", step):
                 work(n)
 
         self._team.run(timed, len(self._paths))

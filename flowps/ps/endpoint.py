@@ -1,6 +1,6 @@
 """`Endpoint`: how a client speaks to a shard, wherever it is; and the shard in the same process seen so.
 
-Covers the protocol, the numbers of batches, and the shard's own line of embeddings. The way over the network is `wire`; trainers
+Covers the protocol, and the shard's own line of embeddings. The way over the network is `wire`; trainers
 that step together are in `together`.
 """
 
@@ -57,21 +57,3 @@ class LocalEndpoint(Endpoint):
     def forget(self, batch_id: int) -> None:
         """See Endpoint."""
         self._shard.forget(batch_id)
-
-
-_TRAINER_BITS = 40
-
-
-def batch_id(trainer: int, ticket: int) -> int:
-    """The number of a trainer's batch, its own among all trainers of a run."""
-    return (trainer << _TRAINER_BITS) | ticket
-
-
-def trainer_of(batch: int) -> int:
-    """The trainer of a batch."""
-    return batch >> _TRAINER_BITS
-
-
-def step_of(batch: int) -> int:
-    """A batch's number within its trainer."""
-    return batch & ((1 << _TRAINER_BITS) - 1)

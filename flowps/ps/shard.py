@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,11 +22,14 @@ from flowps.batch import Float32, Int32, Uint64
 from flowps.config import Slot
 from flowps.errors import CapacityError, DataError, UnknownBatchError
 from flowps.ps import optimizer
+from flowps.ps.hot import HotSigns
 from flowps.ps.memory import row_bytes
+from flowps.ps.numbering import step_of
 from flowps.ps.restore import Keep, refill
 from flowps.ps.snapshot import Chunk, Part, TableState, chunks, copiers, state_of
 from flowps.ps.table import Bags, Table, TableStats, Touched
 from flowps.ps.team import Team
+from flowps.status.run_status import RunStatus
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,28 @@ class ShardWork:
 
 
 @dataclass(frozen=True)
+class ShardTraffic:
+    """What is asked of a shard.
+
+    in_flight   batches looked up and not pushed
+    staleness   pushes of other batches between a batch's lookup and its own push → how many batches had so many
+    signs       looked up in training, by slot
+    hot         the signs asked for most: slot, sign, and its share of all signs, as estimated from a sample
+    """
+
+    in_flight: int
+    staleness: dict[int, int]
+    signs: dict[str, int]
+    hot: list[tuple[str, int, float]]
+
+
+@dataclass(frozen=True)
 class _Remembered:
-    """A batch between lookup and push: what each table touched, and the shape of its `out`."""
+    """A batch between lookup and push: what each table touched, the shape of its `out`, and the pushes before it."""
 
     touched: list[Touched]
     shape: tuple[int, ...]
+    pushes: int
 
 
 class Shard:
@@ -67,18 +88,24 @@ class Shard:
     max_in_flight : batches that may be looked up and not yet pushed.
     threads : that share the work of one lookup or push.
     allocate : for each slot, whether its rows are wanted in memory from the start; of a table, when all its slots say so.
+    status : gets the stages Lookup and Push, and those of `Table`.
     """
 
     def __init__(
         self, slots: Sequence[Slot], capacity_rows: Sequence[int], seed: int, max_in_flight: int, threads: int = 1,
-        allocate: Sequence[bool] = (),
+        allocate: Sequence[bool] = (), status: RunStatus | None = None,
     ) -> None:  # fmt: skip
+        self.status = status or RunStatus()
         self._slots = tuple(slots)
         self._widths = np.array([slot.width for slot in slots], np.int64)
         self._max_in_flight = max_in_flight
         self._team = Team(threads, "flowps-ps")
         self._lock = threading.Lock()
-        self._signs, self._busy_s = 0, 0.0
+        # What follows is guarded by the lock.
+        self._busy_s, self._pushes = 0.0, 0
+        self._signs = np.zeros(len(slots), np.int64)
+        self._staleness: Counter[int] = Counter()
+        self._hot = HotSigns()
         # None: reserved by a lookup that has not ended.
         self._remembered: dict[int, _Remembered | None] = {}
         members: dict[tuple[int, optimizer.Optimizer, str], list[int]] = {}
@@ -89,7 +116,7 @@ class Shard:
                 np.array(of, np.int64),
                 Table(
                     [slots[s] for s in of], of, sum(capacity_rows[s] for s in of), seed, self._team,
-                    allocate=len(allocate) > 0 and all(allocate[s] for s in of),
+                    allocate=len(allocate) > 0 and all(allocate[s] for s in of), status=self.status,
                 ),
             )
             for of in members.values()
@@ -125,22 +152,26 @@ class Shard:
                 table.read(of, out)
             return
         self._reserve(batch_id)
-        began = time.perf_counter()
+        began, step = time.perf_counter(), step_of(batch_id)
         touched: list[Touched] = []
         try:
             for table, of in bags:
-                touched.append(table.lookup(of, out))
+                touched.append(table.lookup(of, out, step))
         except BaseException:
             self._give_up(touched)
             with self._lock:
                 self._remembered.pop(batch_id, None)
             raise
+        ended = time.perf_counter()
+        self.status.span("Lookup", began, ended, step)
+        starts, stops = offsets[positions * size].astype(np.int64), offsets[(positions + 1) * size].astype(np.int64)
         with self._lock:
-            self._signs += sum(int((of.stops - of.starts).sum()) for _, of in bags)
-            self._busy_s += time.perf_counter() - began
+            self._signs += stops - starts
+            self._hot.observe(signs, starts, stops)
+            self._busy_s += ended - began
             given_up = batch_id not in self._remembered
             if not given_up:
-                self._remembered[batch_id] = _Remembered(touched, out.shape)
+                self._remembered[batch_id] = _Remembered(touched, out.shape, self._pushes)
         if given_up:  # by `forget`, meanwhile
             self._give_up(touched)
 
@@ -171,16 +202,20 @@ class Shard:
             raise UnknownBatchError(
                 f"batch {batch_id}: a push came, but the shard remembers no lookup of it; was it pushed before, or never looked up?"
             )
-        touched = remembered.touched
+        touched, step = remembered.touched, step_of(batch_id)
         began, stepped = time.perf_counter(), 0
         for k, (_, table) in enumerate(self._tables):
             try:
-                stepped += table.push(touched[k], grads, rate_scale)
+                stepped += table.push(touched[k], grads, rate_scale, step)
             except BaseException:
                 self._give_up(touched[k + 1 :], first=k + 1)
                 raise
+        ended = time.perf_counter()
+        self.status.span("Push", began, ended, step)
         with self._lock:
-            self._busy_s += time.perf_counter() - began
+            self._busy_s += ended - began
+            self._staleness[self._pushes - remembered.pushes] += 1
+            self._pushes += 1
         return stepped
 
     def erase(self, slot: str, signs: Uint64) -> int:
@@ -201,7 +236,17 @@ class Shard:
         """What was done so far."""
         sizes = [(table.num_rows, row_bytes(self._slots[members[0]])) for members, table in self._tables]
         with self._lock:
-            return ShardWork(self._signs, self._busy_s, sum(rows for rows, _ in sizes), sum(rows * size for rows, size in sizes))
+            signs, busy_s = int(self._signs.sum()), self._busy_s
+        return ShardWork(signs, busy_s, sum(rows for rows, _ in sizes), sum(rows * size for rows, size in sizes))
+
+    def traffic(self, hottest: int = 10) -> ShardTraffic:
+        """What was asked so far; `hottest`: how many hot signs."""
+        names = [slot.name for slot in self._slots]
+        with self._lock:
+            return ShardTraffic(
+                len(self._remembered), dict(self._staleness), dict(zip(names, self._signs.tolist(), strict=True)),
+                [(names[slot], sign, share) for slot, sign, share in self._hot.top(hottest)],
+            )  # fmt: skip
 
     def rows(self, chunk_rows: int = 1 << 18) -> Iterator[SlotRows]:
         """A copy of the rows, slot by slot, at most `chunk_rows` at a time; a slot without rows comes once, empty.

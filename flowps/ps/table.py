@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ from flowps.ps.kernels import update as update_kernels
 from flowps.ps.memory import LINE_BYTES, Memory, aligned_empty, names
 from flowps.ps.recency import Recency
 from flowps.ps.team import Team
+from flowps.status.run_status import RunStatus
+from flowps.status.trace import NO_BATCH
 
 Int64 = NDArray[np.int64]
 
@@ -160,14 +163,16 @@ class Table:
     team : threads that share the work of a call. The rows and the sums do not depend on how many there are.
     allocate : take and touch all memory now. Otherwise address space is taken and memory as rows are created, and the index grows
         by half when it is full, which is a pause.
+    status : gets the stages Find and Pool of every lookup, PushSum (gradients added up per row) and PushStep of every push.
 
     Raises CapacityError when the memory cannot be had, and from `lookup` when the batches in flight need more rows than fit.
     """
 
     def __init__(
         self, slots: Sequence[Slot], slot_ids: Sequence[int], capacity_rows: int, seed: int, team: Team | None = None,
-        allocate: bool = False,
+        allocate: bool = False, status: RunStatus | None = None,
     ) -> None:  # fmt: skip
+        self._status = status or RunStatus()
         self.slots = tuple(slots)
         self.dim = slots[0].dim
         self.optimizer = optimizer.of_slot(slots[0])
@@ -210,10 +215,12 @@ class Table:
             self._pool(bags, places, buffers.rows, out)
         self._give_back(buffers)
 
-    def lookup(self, bags: Bags, out: Float32) -> Touched:
+    def lookup(self, bags: Bags, out: Float32, batch: int = NO_BATCH) -> Touched:
         """Write the pooled vector of every bag to `out` (float32 [size, width]), for a step.
 
         A new sign gets a row. What the push needs is returned: it must come to `push` or `forget`.
+
+        batch   whose lookup it is, for its spans
         """
         places = bags.places
         buffers = self._take_buffers(int(places[-1]))
@@ -221,22 +228,25 @@ class Table:
         with self._index_lock:
             number = self.recency.begin(parts * (int(places[-1]) + 2), self._lower)
             try:
-                unknown = self._find_or_create(bags, places, buffers, number, parts)
+                with self._status.timed("Find", batch):
+                    unknown = self._find_or_create(bags, places, buffers, number, parts)
             except BaseException:
                 self.recency.land(number)
                 self._give_back(buffers)
                 raise
         try:
-            self._pool(bags, places, buffers.rows, out)
+            with self._status.timed("Pool", batch):
+                self._pool(bags, places, buffers.rows, out)
         except BaseException:
             self.recency.land(number)
             raise
         return Touched(bags, places, buffers, number, parts, unknown)
 
-    def push(self, touched: Touched, grads: Float32, rate_scale: float = 1.0) -> int:
+    def push(self, touched: Touched, grads: Float32, rate_scale: float = 1.0, batch: int = NO_BATCH) -> int:
         """Step the rows of a lookup, once, with `grads`, float32 [size, width]. Returns the rows stepped, summed over the slots.
 
         rate_scale   what the trainer's schedule multiplies the slots' learning rates by
+        batch        whose push it is, for its spans
         """
         m = self.memory
         bags, buffers, parts = touched.bags, touched.buffers, touched.parts
@@ -245,6 +255,7 @@ class Table:
             flat.flags.writeable = False  # some are (TensorFlow's), and the kernel is compiled for one kind of array
             most = int((buffers.bounds[:parts, 1::2] - buffers.bounds[:parts, 0::2]).max(initial=0))
             with self._push_lock:
+                began = time.perf_counter()
                 params = self._params.at(self._pushes, rate_scale)
 
                 def work(part: int) -> None:
@@ -259,14 +270,22 @@ class Table:
 
                 self._team.run(work, parts)
                 counts = [it.counts.tolist() for it in self._steppers[:parts]]
+                self._observe_push(began, counts, batch)
                 self._pushes += 1
                 self._dropped += touched.unknown
             for of_part in counts:
                 if of_part[update_kernels.UNSOUND]:
-                    self._note_unsound(*of_part[update_kernels.UNSOUND :])
+                    self._note_unsound(*of_part[update_kernels.UNSOUND : update_kernels.SUM_NS])
         finally:
             self.forget(touched)
         return sum(of_part[update_kernels.STEPPED] for of_part in counts)
+
+    def _observe_push(self, began: float, counts: Sequence[Sequence[int]], batch: int) -> None:
+        """Time adding gradients up and stepping rows: of the threads that shared the work, the slowest. They alternate by slot."""
+        summed = began + max(of_part[update_kernels.SUM_NS] for of_part in counts) / 1e9
+        stepped = summed + max(of_part[update_kernels.STEP_NS] for of_part in counts) / 1e9
+        self._status.span("PushSum", began, summed, batch)
+        self._status.span("PushStep", summed, stepped, batch)
 
     def _note_unsound(self, count: int, row: int, slot: int) -> None:
         """Count rows whose gradient was refused, and name one. Its batch is in flight, so the sign is there."""
@@ -471,7 +490,7 @@ class _Stepper:
         self.sums = np.empty(0, np.float32)
         self.listed = np.empty(2 * update_kernels.LIST, np.int64)
         self.scales = np.empty(update_kernels.LIST, np.float32)
-        self.counts = np.zeros(4, np.int64)
+        self.counts = np.zeros(update_kernels.COUNTS, np.int64)
 
     def prepare(self, floats: int) -> None:
         """Room for the sums of a slot; counts at zero."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from flowps.batch import Batch, Float32
 from flowps.errors import DataError, StoppedError, UnknownBatchError
-from flowps.ps.endpoint import Endpoint, step_of, trainer_of
+from flowps.ps.endpoint import Endpoint
+from flowps.ps.numbering import step_of, trainer_of
 from flowps.ps.parcel import Lines, Parcel
 
 T = TypeVar("T")

@@ -6,11 +6,15 @@ Plain data, so that an event crosses processes as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from flowps.status.run_status import StageSummary
+from flowps.status.figures import ShardFigures, Usage
+from flowps.status.stage import StageSummary
+from flowps.status.verdict import Verdict
+
+Phase = Literal["warm", "going", "trained", "ended"]
 
 
 class _Event(msgspec.Struct, frozen=True, tag=True):
@@ -113,14 +117,39 @@ class Evaluated(_Event, frozen=True):
     metrics: Metrics
 
 
+class TrainerStatus(_Event, frozen=True):
+    """What a trainer measures of itself: every `status.interval_s` seconds, when training is over, and at the end.
+
+    Every trainer says so. `phase`: warm (once, when the first steps are over), going, trained (no step will follow, an evaluation
+    may), ended. Times and counts are since it began.
+    """
+
+    trainer: int
+    seconds: float
+    step: int
+    phase: Phase
+    stages: dict[str, StageSummary]
+    counters: dict[str, int]
+
+
 class StatusReport(_Event, frozen=True):
-    """Every `status.interval_s` seconds and at the end: every stage's times since the start, the counters, and the bottleneck."""
+    """What is measured of the whole run, whenever the first trainer has said what it measures of itself.
+
+    stages, counters   of the first trainer; `others`: what each other one has said last
+    usage              of all processes, the first trainer's first
+    verdict            what bounded the run since the report before, in the last report the whole; None: nothing was trained
+    is_news            whether the verdict names something else than the one before, or is the last
+    """
 
     seconds: float
     step: int
     stages: dict[str, StageSummary]
     counters: dict[str, int]
-    bottleneck: str | None
+    shards: list[ShardFigures] = []
+    usage: list[Usage] = []
+    others: list[TrainerStatus] = []
+    verdict: Verdict | None = None
+    is_news: bool = False
 
 
 class Finished(_Event, frozen=True):
@@ -141,7 +170,9 @@ class Finished(_Event, frozen=True):
     stopped: bool
 
 
-Event = Started | Progress | Interval | AtCut | TrainerWritten | Saved | Remark | Evaluated | StatusReport | Finished
+Event = (
+    Started | Progress | Interval | AtCut | TrainerWritten | Saved | Remark | Evaluated | TrainerStatus | StatusReport | Finished
+)
 Emit = Callable[[Event], None]
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics, Remark, Saved, Started, StatusReport
+from flowps.status.figures import ShardFigures
+
+_SHOWN_SHARDS = 8
+_SHARD_STAGES = ("QueueWait", "Find", "Pool", "Reply", "PushSum", "PushStep")
 
 
 def lines(event: Event) -> Iterator[str]:
@@ -69,5 +73,19 @@ def _status(event: StatusReport) -> Iterator[str]:
         )
     if event.counters:
         yield "[RunStatus]: counters => " + "  ".join(f"{name}: {value}" for name, value in sorted(event.counters.items()))
-    if event.bottleneck:
-        yield f"[RunStatus]: WARNING {event.bottleneck}"
+    if len(event.shards) <= _SHOWN_SHARDS:
+        yield from (_shard(shard) for shard in event.shards)
+    if event.verdict is not None and event.is_news:
+        yield f"[RunStatus]: {event.verdict}"
+
+
+def _shard(of: ShardFigures) -> str:
+    """One line: how full it is, and how long each of its operations takes."""
+    times = "  ".join(
+        f"{name} P50: {of.stages[name].p50_us:.1f} P95: {of.stages[name].p95_us:.1f}" for name in _SHARD_STAGES if name in of.stages
+    )
+    hits = "" if of.hit_rate is None else f"  hits: {of.hit_rate:.1%}"
+    return (
+        f"[RunStatus]: Shard{of.shard} => rows: {of.rows}  index load: {of.index_load:.2f}{hits}  evicted: {of.evicted}  "
+        f"in flight: {of.in_flight}  {times}"
+    )

@@ -1,8 +1,6 @@
-"""`RunStatus`: timings of every stage and counters, always on.
+"""`RunStatus`: what one role of a run measures of itself, always on: timings of every stage, counters, and spans while traced.
 
-A stage's times go into a quantile sketch (DDSketch: Masson, Rim, Lee, "DDSketch: A Fast and Fully-Mergeable Quantile Sketch",
-VLDB 2019; relative error 1 %), in µs. Sketches of several threads or processes merge without loss. Any thread may call
-anything here; an observation happens a few times per batch, never per row.
+Any thread may call anything here; an observation happens a few times per batch, never per row.
 """
 
 from __future__ import annotations
@@ -10,84 +8,46 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from types import TracebackType
 
-from ddsketch import DDSketch
-
-RELATIVE_ERROR = 0.01
-
-
-@dataclass(frozen=True)
-class StageSummary:
-    """One stage's times in µs. Quantiles are within 1 %; count, total and max are exact."""
-
-    count: int
-    total_us: float
-    p50_us: float
-    p95_us: float
-    p99_us: float
-    max_us: float
-
-
-class Stage:
-    """The times of one stage."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sketch = DDSketch(RELATIVE_ERROR)
-        self._max_us = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Add one time, in seconds."""
-        us = seconds * 1e6
-        with self._lock:
-            self._sketch.add(us)
-            if us > self._max_us:
-                self._max_us = us
-
-    def merge(self, other: Stage) -> None:
-        """Add all times of `other`, which stays as it is and must not be observed meanwhile by the same two in reverse order."""
-        with other._lock:
-            sketch, max_us = other._sketch, other._max_us
-            with self._lock:
-                self._sketch.merge(sketch)
-                self._max_us = max(self._max_us, max_us)
-
-    def summary(self) -> StageSummary:
-        """The figures so far."""
-        with self._lock:
-            # The sketch's highest quantile may exceed the largest value by its error.
-            p50, p95, p99 = (min(self._sketch.get_quantile_value(q) or 0.0, self._max_us) for q in (0.5, 0.95, 0.99))
-            return StageSummary(int(self._sketch.count), self._sketch.sum, p50, p95, p99, self._max_us)
+from flowps.status.stage import Histogram, Stage, StageSummary
+from flowps.status.trace import NO_BATCH, Trace
 
 
 class RunStatus:
-    """Stages and counters by name. Made on first use, so whoever times a stage just names it."""
+    """Stages and counters by name. Made on first use, so whoever times a stage just names it.
 
-    def __init__(self) -> None:
+    trace   where the spans of stages go; None: nowhere
+    """
+
+    def __init__(self, trace: Trace | None = None) -> None:
+        self.trace = trace
         self._lock = threading.Lock()
         self._stages: dict[str, Stage] = {}
         self._counters: defaultdict[str, int] = defaultdict(int)
 
     def stage(self, name: str) -> Stage:
         """The stage of that name; hold on to it where it is observed often."""
-        with self._lock:
-            if name not in self._stages:
-                self._stages[name] = Stage()
-            return self._stages[name]
+        found = self._stages.get(name)
+        if found is None:
+            with self._lock:
+                found = self._stages.setdefault(name, Stage())
+        return found
 
     def observe(self, name: str, seconds: float) -> None:
         """Add one time of a stage, in seconds."""
         self.stage(name).observe(seconds)
 
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Time the body as one observation of a stage; a body that raises is not counted."""
-        start = time.perf_counter()
-        yield
-        self.observe(name, time.perf_counter() - start)
+    def span(self, name: str, began: float, ended: float, batch: int = NO_BATCH) -> None:
+        """Add one time of a stage by its two ends (time.perf_counter), on this thread, for a batch."""
+        self.stage(name).observe(ended - began)
+        if self.trace is not None:
+            self.trace.add(name, began, ended, batch)
+
+    def timed(self, name: str, batch: int = NO_BATCH) -> Timed:
+        """Time a `with` block as one observation of a stage, for a batch; a block that raises is not counted."""
+        return Timed(self, name, batch)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter."""
@@ -101,7 +61,30 @@ class RunStatus:
         found = {name: stage.summary() for name, stage in stages.items()}
         return {name: summary for name, summary in found.items() if summary.count}
 
+    def histograms(self) -> dict[str, Histogram]:
+        """Times of every stage that was observed, by name."""
+        with self._lock:
+            stages = dict(self._stages)
+        found = {name: stage.histogram() for name, stage in stages.items()}
+        return {name: histogram for name, histogram in found.items() if histogram.count}
+
     def counters(self) -> Mapping[str, int]:
         """All counters."""
         with self._lock:
             return dict(self._counters)
+
+
+class Timed:
+    """A `with` block that is timed."""
+
+    __slots__ = ("_batch", "_began", "_name", "_status")
+
+    def __init__(self, status: RunStatus, name: str, batch: int) -> None:
+        self._status, self._name, self._batch = status, name, batch
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._status.span(self._name, self._began, time.perf_counter(), self._batch)

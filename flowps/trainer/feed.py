@@ -28,8 +28,8 @@ import numpy as np
 
 from flowps.batch import Batch, Float32
 from flowps.errors import DataError, StoppedError
-from flowps.status.bottleneck import WAITS
 from flowps.status.run_status import RunStatus
+from flowps.status.verdict import WAITS
 
 _STOP_POLL_S = 0.25  # the stop flag may be set from a signal handler or another process, which cannot notify
 
@@ -42,14 +42,15 @@ class Feed:
     """A batch with its looked-up embeddings, float32 [size, width]. `ticket` is also the batch's id for its push.
 
     inputs what `stage` made of them
-    times  when its thread began to wait for a permit, had it, had the batch, and had the feed ready (time.perf_counter)
+    times  when its thread began to wait for a permit, had it, had the batch, had looked it up, and had the feed ready
+           (time.perf_counter)
     """
 
     ticket: int
     batch: Batch
     embeddings: Float32
     inputs: Any
-    times: tuple[float, float, float, float]
+    times: tuple[float, float, float, float, float]
 
 
 class FeedQueue:
@@ -66,7 +67,7 @@ class FeedQueue:
     stop : set by anyone to end the run: `get` then raises StoppedError instead of waiting.
     status : gets the stages PermitWait, ReadSample, CheckBatch, EmbeddingLookup, CheckFeed, StageFeed, FeedQueueWait, FirstFeedWait
         (until the first feed) and TrainerWait (for every later one), the latter also split by what the awaited feed was doing
-        (`bottleneck.WAITS`), and the counter `feed_queue_empty`.
+        (`verdict.WAITS`), and the counter `feed_queue_empty`.
     stage : (batch, embeddings) → what a step takes, already where it runs; called by several threads at once, ahead of the step.
     starving : whether a `get` that waits holds training up, and is counted and timed as such.
     """
@@ -172,7 +173,7 @@ class FeedQueue:
         if feed.ticket == 0:
             self._status.observe("FirstFeedWait", now - start)
             return
-        self._status.observe("TrainerWait", now - start)
+        self._status.span("TrainerWait", start, now, feed.ticket)
         if feed.times[-1] > start:
             for stage, (began, ended) in zip(WAITS, pairwise(feed.times), strict=True):
                 self._status.observe(stage, max(0.0, min(ended, now) - max(began, start)))
@@ -181,16 +182,17 @@ class FeedQueue:
         try:
             while (taken := self._take()) is not None:
                 ticket, batch, times = taken
-                with self._status.timed("CheckBatch"):
+                with self._status.timed("CheckBatch", ticket):
                     self._check_batch(batch)
-                with self._status.timed("EmbeddingLookup"):
+                with self._status.timed("EmbeddingLookup", ticket):
                     embeddings = self._lookup(ticket, batch)
-                with self._status.timed("CheckFeed"):
+                looked_up = time.perf_counter()
+                with self._status.timed("CheckFeed", ticket):
                     self._check_embeddings(ticket, embeddings, batch)
-                with self._status.timed("StageFeed"):
+                with self._status.timed("StageFeed", ticket):
                     inputs = self._stage(batch, embeddings)
                 with self._changed:
-                    self._ready[ticket] = Feed(ticket, batch, embeddings, inputs, (*times, time.perf_counter()))
+                    self._ready[ticket] = Feed(ticket, batch, embeddings, inputs, (*times, looked_up, time.perf_counter()))
                     self._changed.notify_all()
         except BaseException as error:  # handed over whole: whoever calls `get` raises it
             self.fail(error)

@@ -109,6 +109,11 @@ class SteadyClock:
             self._mark = self._now()
 
     @property
+    def is_warm(self) -> bool:
+        """Whether the first steps are over."""
+        return self._steps >= _WARM_STEPS
+
+    @property
     def examples_per_s(self) -> float:
         """0 for a run that ended before its steady state."""
         return self._examples / self._wall if self._examples else 0.0

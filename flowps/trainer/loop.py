@@ -33,6 +33,7 @@ from flowps.trainer.schedule import Schedule
 from flowps.trainer.state import Cut, State, named, only
 from flowps.trainer.step import Step
 from flowps.trainer.surroundings import BatchStream, Ending, Surroundings
+from flowps.trainer.tensorboard import Board
 
 _STEP, _METRICS = "step/", "metrics/"  # beginnings of the names of a state's arrays
 
@@ -95,13 +96,15 @@ class Trainer:
         self._ends = 0  # epochs' ends that all trainers have met at, each a lookup of its own
         self._all_stop = False  # whether all trainers have agreed, in a step, to stop after it
         self._first_step_at = 0.0
-        self._hook = StepReporter(around.emit, config.status.print_interval)
+        self._board = Board(config.tensorboard, self._schedule.at)
+        self._hook = StepReporter(self._board.told(around.emit), config.status.print_interval)
         self._clock = SteadyClock(around.status)
         self._epoch = self._epoch_samples = 0  # the one being trained, and how many of its samples this trainer has trained
         self._read = 0  # samples that have come, of epochs before this one
         self._training: FeedQueue | None = None  # feeds of this one
         self._in_epoch = False
         self._until: int | None = None  # the ticket before which a trainer that is alone stops
+        self._reporter: Reporter | None = None
         self._cuts = CutClock(config.checkpoint.every_steps, config.checkpoint.every_s, config.trainer.in_flight)
         if around.resume is not None:
             self._restore(around.resume)
@@ -143,8 +146,14 @@ class Trainer:
 
     def run(self) -> Trained:
         """Train every epoch and evaluate; on `stop`, end early and leave out the evaluation. Raises what any thread raised."""
+        number = 0 if self._around.group is None else self._around.group.number
+        with self._board.opened(number, self._steps):
+            return self._run(number)
+
+    def _run(self, number: int) -> Trained:
         start = time.perf_counter()
-        reporter = Reporter(self._around.status, self._around.emit, self._config.status.interval_s, lambda: self._steps)
+        around, interval_s = self._around, self._config.status.interval_s
+        reporter = self._reporter = Reporter(around.status, around.emit, interval_s, lambda: self._steps, number)
         test = None
         try:
             if isinstance(self._step, GroupStep):
@@ -158,7 +167,7 @@ class Trainer:
                 self._epoch, self._epoch_samples, self._in_epoch = epoch + 1, 0, False
             if not self._is_stopped:
                 self._cut(last=True)
-            reporter.judge()
+            reporter.trained()
             if not self._is_stopped:
                 test = self._evaluate()
         except BaseException:
@@ -242,6 +251,8 @@ class Trainer:
         self._first_step_at = self._first_step_at or time.time()
         self._hook.after_step(self._steps, self._examples, stepped.loss, stepped.labels, stepped.logits, feeds.depth)
         self._clock.after_step(len(stepped.labels))
+        if self._reporter is not None and self._clock.is_warm:
+            self._reporter.warm()
         if self._step.left_out > self._left_out:
             self._left_out = self._step.left_out
             self._around.status.count("steps_left_out_by_loss_scaling")
@@ -291,7 +302,7 @@ class Trainer:
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def _step_alone(self, feed: Feed) -> _Stepped:
-        with self._around.status.timed("TrainStep"):
+        with self._around.status.timed("TrainStep", feed.ticket):
             rate_scale = self._schedule.at(self._steps)
             loss, logits, gradient = self._step.train(feed.batch, feed.embeddings, rate_scale, feed.inputs)
         return _Stepped(loss, feed.batch.labels, logits, gradient, rate_scale, self._cuts.is_time)
@@ -300,7 +311,7 @@ class Trainer:
         """A step of all trainers, with or without a batch of this one; None when nobody has one."""
         if feed is None:
             self._around.attend(self._ticket)
-        with self._around.status.timed("TrainStep"):
+        with self._around.status.timed("TrainStep", self._ticket):
             rate_scale = self._schedule.at(self._steps)
             batch, inputs = (None, None) if feed is None else (feed.batch, feed.inputs)
             joint = step.train_together(batch, inputs, rate_scale, self._around.stop.is_set(), self._cuts.is_time)
@@ -336,7 +347,9 @@ class Trainer:
         if self._around.stop.is_set():
             return None
         result = metrics.result()
-        self._around.emit(Evaluated(self._epochs, self._steps, time.perf_counter() - start, result))
+        evaluated = Evaluated(self._epochs, self._steps, time.perf_counter() - start, result)
+        self._board.evaluated(evaluated, metrics)
+        self._around.emit(evaluated)
         return result
 
     @staticmethod

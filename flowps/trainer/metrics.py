@@ -16,8 +16,8 @@ from flowps.status.event import Metrics
 
 # A bin is 6e-5 wide in the logit: predictions closer than that, or beyond ±32, count as ties. That moves the AUC of logits that
 # spread by 0.003 or more by less than 1e-5; a model whose logits spread less has learned nothing yet.
-_BINS = 1 << 20
-_LOGIT_RANGE = 32.0
+BINS = 1 << 20
+LOGIT_RANGE = 32.0
 _FLUSH_EXAMPLES = 1 << 19
 
 
@@ -27,8 +27,8 @@ class StreamingMetrics:
     def __init__(self) -> None:
         self._waiting: list[tuple[Float32, Float32]] = []
         self._waiting_examples = 0
-        self._positives: NDArray[np.int64] = np.zeros(_BINS, np.int64)
-        self._negatives: NDArray[np.int64] = np.zeros(_BINS, np.int64)
+        self._positives: NDArray[np.int64] = np.zeros(BINS, np.int64)
+        self._negatives: NDArray[np.int64] = np.zeros(BINS, np.int64)
         self._examples = 0
         self._logloss = self._prob = self._real = 0.0
 
@@ -59,9 +59,9 @@ class StreamingMetrics:
     def of_state(state: NDArray[np.float64]) -> StreamingMetrics:
         """The object that has this `state`."""
         found = StreamingMetrics()
-        found._positives, found._negatives = (np.rint(part).astype(np.int64) for part in (state[:_BINS], state[_BINS : 2 * _BINS]))
-        found._examples = round(state[2 * _BINS])
-        found._logloss, found._prob, found._real = (float(x) for x in state[2 * _BINS + 1 :])
+        found._positives, found._negatives = (np.rint(part).astype(np.int64) for part in (state[:BINS], state[BINS : 2 * BINS]))
+        found._examples = round(state[2 * BINS])
+        found._logloss, found._prob, found._real = (float(x) for x in state[2 * BINS + 1 :])
         return found
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -105,10 +105,10 @@ class StreamingMetrics:
         labels = np.concatenate([labels for labels, _ in self._waiting])
         logits = np.concatenate([logits for _, logits in self._waiting])
         self._waiting, self._waiting_examples = [], 0
-        bins = ((np.clip(logits, -_LOGIT_RANGE, _LOGIT_RANGE) + _LOGIT_RANGE) * ((_BINS - 1) / (2 * _LOGIT_RANGE))).astype(np.int32)
+        bins = ((np.clip(logits, -LOGIT_RANGE, LOGIT_RANGE) + LOGIT_RANGE) * ((BINS - 1) / (2 * LOGIT_RANGE))).astype(np.int32)
         positive = labels > 0.5
-        self._positives += np.bincount(bins[positive], minlength=_BINS)
-        self._negatives += np.bincount(bins[~positive], minlength=_BINS)
+        self._positives += np.bincount(bins[positive], minlength=BINS)
+        self._negatives += np.bincount(bins[~positive], minlength=BINS)
         self._examples += len(labels)
         # One pass of exp serves both: p = 1 / (1 + e), and -log p = log1p(e) with e = exp(-|logit|) on the right side.
         small = np.exp(-np.abs(logits))

@@ -55,7 +55,7 @@ class PushQueue:
             ticket, gradient, rate_scale, on_pushed = item
             try:
                 # On a CPU this is a view of the tensor's memory (`numpy()` copies); from a GPU it waits for the step and copies.
-                with self._status.timed("PushGrad"):
+                with self._status.timed("PushGrad", ticket):
                     self._push(ticket, np.asarray(gradient), rate_scale)
             except BaseException as error:  # handed over whole to whoever takes the next feed
                 # Before `drain` may return: the trainer then looks for an error.

@@ -391,7 +391,7 @@ def test_a_task_completes_the_open_batch_first(write: Any, num_rows: int, open_r
     found = read_partition(write([num_rows])[0], spec_of(4), 0, open_rows)
     assert [batch.size for batch in found.batches] == sizes
     assert ids(found.batches) == list(range(num_rows))
-    assert found.seconds > 0
+    assert 0 < found.ended - found.began < 60
 
 
 @pytest.mark.parametrize(
@@ -570,7 +570,7 @@ def test_close_between_the_look_and_the_pop_of_next(client: distributed.Client, 
 def test_a_task_without_samples_is_an_empty_read(write: Any) -> None:
     """The plan passes empty row groups over; should one come all the same, it is counted and read over."""
     parts = write([3, 3])
-    nothing = PartitionBatches([], 0.1)
+    nothing = PartitionBatches([], 0.0, 0.1, "here:1")
 
     class Client:
         def submit(self, function: Callable[..., Any], part: Partition, *args: Any, pure: bool) -> Done:
@@ -579,7 +579,7 @@ def test_a_task_without_samples_is_an_empty_read(write: Any) -> None:
     status = RunStatus()
     order = [replace(parts[0], num_rows=0), *parts, replace(parts[0], num_rows=0)]
     assert ids(list(HubStream(Client(), order, spec_of(6), 0, 2, status))) == list(range(6))
-    assert status.counters() == {"empty_reads": 2}
+    assert status.counters()["empty_reads"] == 2
 
 
 def test_waiting_for_a_slow_task_is_no_empty_read(client: distributed.Client, write: Any, gate: Gate) -> None:
@@ -591,4 +591,4 @@ def test_waiting_for_a_slow_task_is_no_empty_read(client: distributed.Client, wr
         assert watched.asked.wait(WAIT_S)
         gate.open.set()
         assert waiting.result(timeout=WAIT_S).size == 3
-    assert status.counters() == {}
+    assert not status.counters().get("empty_reads")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from flowps.config import Slot
 from flowps.errors import UnknownBatchError
-from flowps.ps.endpoint import Endpoint, LocalEndpoint, batch_id, step_of, trainer_of
+from flowps.ps.endpoint import Endpoint, LocalEndpoint
+from flowps.ps.numbering import batch_id, step_of, trainer_of
 from flowps.ps.shard import Shard
 from tests.ps import drawn
 from tests.ps.contract import SLOTS, WIDTH, EndpointContract, ones, parcel_of

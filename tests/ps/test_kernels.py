@@ -139,7 +139,7 @@ def check_sums(call: Call, parts: int) -> None:
         ordinals, distinct, bounds = number(call, part_number, parts)
         most = max(1, int((bounds[1::2] - bounds[0::2]).max(initial=0)))
         sums_array, whole = guarded(most * call.dim, np.nan)
-        counts = np.zeros(4, np.int64)
+        counts = np.zeros(update.COUNTS, np.int64)
         update.push(
             step.Sgd(), ordinals, distinct, bounds, call.places, call.shares, call.offsets, call.positions, call.size, call.codes,
             call.lengths, grads, call.width, call.columns, part_number, parts, sums_array, np.empty(2 * update.LIST, np.int64),

@@ -375,3 +375,49 @@ def test_the_lock_of_the_batches_is_not_held_while_a_table_works(monkeypatch: py
             may_end.set()
         second.result()
     assert caller.shard.push(1, np.ones((1, 4), np.float32)) == 1
+
+
+# --- what it measures of itself ---------------------------------------------------------------------------------------
+
+
+def test_every_operation_of_every_table_is_timed() -> None:
+    caller = Caller(MIXED)
+    for batch_id in range(3):
+        out = caller.lookup(batch_id, in_slots(len(MIXED), batch_id))
+        caller.shard.push(batch_id, out)
+    found = caller.shard.status.summaries()
+    assert {name: stage.count for name, stage in found.items()} == {
+        "Lookup": 3, "Push": 3, **dict.fromkeys(("Find", "Pool", "PushSum", "PushStep"), 3 * len(TABLES)),
+    }  # fmt: skip
+    assert found["Find"].total_us + found["Pool"].total_us < found["Lookup"].total_us
+    assert 0 < found["PushSum"].total_us + found["PushStep"].total_us < found["Push"].total_us
+
+
+def test_an_evaluation_is_no_traffic() -> None:
+    caller = Caller(MIXED)
+    caller.lookup(1, in_slots(len(MIXED), 1), training=False)
+    assert caller.shard.status.summaries() == {}
+    assert sum(caller.shard.traffic().signs.values()) == 0
+
+
+def test_traffic_counts_signs_by_slot_and_batches_in_flight() -> None:
+    caller = Caller(MIXED[:2])
+    caller.lookup(1, [[[1, 2, 3]], [[4]]])
+    caller.lookup(2, [[[1]], [[]]])
+    caller.shard.push(1, np.zeros((1, 24), np.float32))
+    traffic = caller.shard.traffic(hottest=1)
+    assert traffic.signs == {"a": 4, "b": 1}
+    assert traffic.in_flight == 1
+    assert traffic.hot == [("a", 1, 0.25)], "from the first lookup, which is sampled whole"
+
+
+def test_staleness_is_the_pushes_of_others_between_a_lookup_and_its_push() -> None:
+    caller = Caller(MIXED[:2])
+    grads = np.zeros((1, 24), np.float32)
+    for batch_id in range(3):
+        caller.lookup(batch_id, in_slots(2, batch_id))
+    for batch_id in (0, 1, 2):
+        caller.shard.push(batch_id, grads)
+    caller.lookup(3, in_slots(2, 3))
+    caller.shard.push(3, grads)
+    assert caller.shard.traffic().staleness == {0: 2, 1: 1, 2: 1}

@@ -20,7 +20,8 @@ from flowps.config import Slot
 from flowps.errors import CapacityError, DataError, StoppedError, UnknownBatchError
 from flowps.ps import together as together_module
 from flowps.ps.client import PsClient
-from flowps.ps.endpoint import Endpoint, LocalEndpoint, batch_id
+from flowps.ps.endpoint import Endpoint, LocalEndpoint
+from flowps.ps.numbering import batch_id
 from flowps.ps.parcel import Columns, Lines, Parcel
 from flowps.ps.shard import Shard
 from flowps.ps.together import Together

@@ -13,9 +13,12 @@ from flowps.status.event import (
     Saved,
     Started,
     StatusReport,
+    TrainerStatus,
     TrainerWritten,
 )
-from flowps.status.run_status import StageSummary
+from flowps.status.figures import ShardFigures, Usage
+from flowps.status.stage import StageSummary
+from flowps.status.verdict import Verdict
 
 METRICS = Metrics(examples=102_400, auc=0.67149, logloss=0.40321, prob_mean=0.12345, real_mean=0.12)
 ONE_CLASS = Metrics(examples=10, auc=None, logloss=0.1, prob_mean=0.1, real_mean=0.0)
@@ -30,5 +33,14 @@ WRITTEN = TrainerWritten(100, [{"path": "step/trainer/state.npz", "size_bytes": 
 SAVED = Saved("step-000000100-3fa9c2", 100, "full", 1_234_567, 187_654_321, 0.0624, 0.4123)
 REMARK = Remark("worker ps-1 was lost")
 EVALUATED = Evaluated(2, 2600, 12.34, METRICS)
-REPORT = StatusReport(30.0, 1300, {"EmbeddingLookup": LOOKUP}, {"feed_queue_empty": 7}, "the feed queue ran empty: …")
+TRAINER = TrainerStatus(1, 30.0, 1300, "going", {"EmbeddingLookup": LOOKUP}, {"feed_queue_empty": 7})
+SHARD = ShardFigures(
+    1, "ps-1", "host:17", {"Find": LOOKUP}, 1_234_567, 2_000_000, 187_654_321, 0.61, 1_300_000, 65_433, 7, 0, 2, {0: 900, 1: 539},
+    {"user": 9_000_000, "item": 21_000_000}, [("item", 2**63 + 1, 0.034)],
+)  # fmt: skip
+VERDICT = Verdict("EmbeddingLookup", "trainer waited 61% of the time, for lookups; shard 1 busy 97%", "add shards", 1)
+REPORT = StatusReport(
+    30.0, 1300, {"EmbeddingLookup": LOOKUP}, {"feed_queue_empty": 7}, [SHARD],
+    [Usage("host:16", "host", 31.5, 2 << 30, 2)], [TRAINER], VERDICT, True,
+)  # fmt: skip
 FINISHED = Finished(2, 2600, 2_662_400, 71.04, 1.7e9, 38_399.84, 25.5, 0.031, False)

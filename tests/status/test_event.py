@@ -22,7 +22,7 @@ from flowps.status.event import (
     from_wire,
     to_wire,
 )
-from flowps.status.run_status import StageSummary
+from flowps.status.stage import StageSummary
 from tests.status.samples import (
     AT_CUT,
     EVALUATED,
@@ -35,6 +35,7 @@ from tests.status.samples import (
     REPORT,
     SAVED,
     STARTED,
+    TRAINER,
     WRITTEN,
 )
 
@@ -51,7 +52,8 @@ SAMPLES: list[Event] = [
     EVALUATED,
     Evaluated(1, 0, 0.0, NOTHING),
     REPORT,
-    StatusReport(0.0, 0, {}, {}, None),
+    StatusReport(0.0, 0, {}, {}),
+    TRAINER,
     FINISHED,
     msgspec.structs.replace(FINISHED, stopped=True),
 ]

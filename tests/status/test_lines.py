@@ -9,7 +9,7 @@ import pytest
 
 from flowps.status.event import Evaluated, Interval
 from flowps.status.lines import auc, lines, quality
-from flowps.status.run_status import StageSummary
+from flowps.status.stage import StageSummary
 from tests.status.samples import (
     EVALUATED,
     FINISHED,
@@ -21,6 +21,7 @@ from tests.status.samples import (
     REMARK,
     REPORT,
     SAVED,
+    SHARD,
     STARTED,
 )
 
@@ -69,7 +70,7 @@ def test_interval_lines_can_be_read_back():
     assert [m and m[2] for m in found] == ["auc", "xentropy_mean", "prob_mean", "real_mean"]
 
 
-def test_a_status_report_is_a_line_for_each_stage_by_name_then_counters_then_the_warning():
+def test_a_status_report_is_a_line_for_each_stage_by_name_then_counters_shards_and_the_verdict():
     step = StageSummary(3, 6.0, 1.0, 2.0, 2.0, 3.0)
     event = msgspec.structs.replace(
         REPORT, stages={"TrainStep": step, **REPORT.stages}, counters={"feed_queue_empty": 7, "empty_reads": 0}
@@ -78,13 +79,25 @@ def test_a_status_report_is_a_line_for_each_stage_by_name_then_counters_then_the
         "[RunStatus]: OpsEmbeddingLookup statistics => count: 1440  P50: 209488.6  P95: 262144.0  P99: 300000.0  Max: 6000000.2",
         "[RunStatus]: OpsTrainStep statistics => count: 3  P50: 1.0  P95: 2.0  P99: 2.0  Max: 3.0",
         "[RunStatus]: counters => empty_reads: 0  feed_queue_empty: 7",
-        "[RunStatus]: WARNING the feed queue ran empty: …",
+        "[RunStatus]: Shard1 => rows: 1234567  index load: 0.61  hits: 95.7%  evicted: 65433  in flight: 2  "
+        "Find P50: 209488.6 P95: 262144.0",
+        "[RunStatus]: bound by EmbeddingLookup on shard 1: trainer waited 61% of the time, for lookups; shard 1 busy 97% → "
+        "add shards",
     ]
 
 
-def test_a_status_report_without_counters_and_bottleneck_says_neither():
-    event = msgspec.structs.replace(REPORT, counters={}, bottleneck=None)
+def test_a_verdict_that_says_nothing_new_is_not_repeated():
+    assert not [line for line in lines(msgspec.structs.replace(REPORT, is_news=False)) if "bound by" in line]
+
+
+def test_a_status_report_without_counters_shards_and_verdict_says_none():
+    event = msgspec.structs.replace(REPORT, counters={}, shards=[], verdict=None)
     assert [line.split(" =>")[0] for line in lines(event)] == ["[RunStatus]: OpsEmbeddingLookup statistics"]
+
+
+def test_the_shards_of_a_large_cluster_are_in_the_file_only():
+    event = msgspec.structs.replace(REPORT, shards=[SHARD] * 9)
+    assert not [line for line in lines(event) if "Shard" in line]
 
 
 def test_an_evaluation_is_one_line():

@@ -12,7 +12,7 @@ from rich.console import Console
 from flowps.status.event import Event
 from flowps.status.lines import lines
 from flowps.status.progress import Display
-from tests.status.samples import EVALUATED, FINISHED, INTERVAL, PROGRESS, REPORT, STARTED
+from tests.status.samples import EVALUATED, FINISHED, INTERVAL, PROGRESS, REPORT, STARTED, VERDICT
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -55,9 +55,11 @@ def test_log_lines_are_the_same_on_a_terminal():
 
 
 def test_brackets_in_a_log_line_are_no_markup():
-    event = msgspec.structs.replace(REPORT, bottleneck="[bold]see[/bold] slot[0]")
+    verdict = msgspec.structs.replace(VERDICT, evidence="[bold]see[/bold] slot[0]")
+    event = msgspec.structs.replace(REPORT, verdict=verdict)
     output = shown(Console(file=StringIO(), force_terminal=False), False, event)
-    assert "[RunStatus]: WARNING [bold]see[/bold] slot[0]" in output.splitlines()
+    assert f"[RunStatus]: {verdict}" in output.splitlines()
+    assert "[bold]see[/bold] slot[0]" in str(verdict)
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])

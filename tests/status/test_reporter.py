@@ -1,14 +1,12 @@
-"""The reporter's thread: reports now and then, and once at the end about the whole run."""
+"""The reporter's thread: reports now and then, once when the first steps are over, when training is, and at the end."""
 
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 
 import pytest
 
-from flowps.status import reporter as reporter_module
-from flowps.status.event import Event, StatusReport
+from flowps.status.event import Event, TrainerStatus
 from flowps.status.reporter import Reporter
 from flowps.status.run_status import RunStatus
 
@@ -19,19 +17,22 @@ def reporter_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "flowps-status"]
 
 
+def phases(events: list[Event]) -> list[str]:
+    return [event.phase for event in events if isinstance(event, TrainerStatus)]
+
+
 def test_the_end_is_reported_once():
     status, events = RunStatus(), list[Event]()
     status.observe("TrainStep", 0.25)
     status.count("dropped", 3)
-    reporter = Reporter(status, events.append, FOREVER_S, lambda: 17)
+    reporter = Reporter(status, events.append, FOREVER_S, lambda: 17, trainer=3)
     reporter.close()
     reporter.close()
     (event,) = events
-    assert isinstance(event, StatusReport)
-    assert event.step == 17
+    assert isinstance(event, TrainerStatus)
+    assert (event.trainer, event.step, event.phase) == (3, 17, "ended")
     assert event.stages == status.summaries()
     assert event.counters == {"dropped": 3}
-    assert event.bottleneck is None
     assert event.seconds >= 0
     assert reporter_threads() == []
 
@@ -49,63 +50,39 @@ def test_reports_come_again_and_again():
         assert third.wait(30)
     finally:
         reporter.close()
-    reports = [event for event in events if isinstance(event, StatusReport)]
+    reports = [event for event in events if isinstance(event, TrainerStatus)]
     assert len(reports) == len(events) >= 4
     assert [event.step for event in reports] == list(range(len(reports))), "asked for the step anew each time"
     assert [event.seconds for event in reports] == sorted(event.seconds for event in reports)
+    assert phases(events)[:3] == ["going"] * 3
     assert reporter_threads() == []
 
 
-def test_a_report_judges_the_time_since_the_one_before_and_the_last_one_the_whole_run(monkeypatch: pytest.MonkeyPatch):
-    clock = iter([0.0, 10.0, 20.0, 40.0])
-    monkeypatch.setattr(reporter_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    status, events, reporters = RunStatus(), list[StatusReport](), list[Reporter]()
-    made, twice = threading.Event(), threading.Event()
-    status.observe("TrainerWait", 5.0)
-    status.observe("TrainerWaitForRead", 5.0)
+def test_that_the_first_steps_are_over_is_said_once():
+    events = list[Event]()
+    reporter = Reporter(RunStatus(), events.append, FOREVER_S, lambda: 0)
+    for _ in range(3):
+        reporter.warm()
+    reporter.trained()
+    reporter.close()
+    assert phases(events) == ["warm", "trained", "ended"]
+
+
+def test_nothing_is_going_on_after_training():
+    """Whatever the evaluation takes, the verdict is that of the training."""
+    events, going = list[Event](), threading.Event()
 
     def emit(event: Event) -> None:
-        assert isinstance(event, StatusReport)
         events.append(event)
-        if len(events) == 1:
-            status.observe("TrainerWait", 0.01)
-        if len(events) == 2:
-            # Stay in the second report until `close` has begun, so that there is no third before the last.
-            assert made.wait(30)
-            twice.set()
-            assert reporters[0]._ended.wait(30)
+        going.set()
 
-    reporters.append(Reporter(status, emit, 1e-4, lambda: 0))
-    made.set()
-    try:
-        assert twice.wait(30)
-    finally:
-        reporters[0].close()
-    first, second, last = (event.bottleneck for event in events)
-    assert first is not None
-    assert "waited 50% of the last 10 s" in first
-    assert second is None, "since the first report the trainer waited 10 ms of 10 s"
-    assert last is not None
-    assert "waited 13% of the last 40 s" in last
-    assert [event.seconds for event in events] == [10.0, 20.0, 40.0]
-
-
-def test_the_last_report_judges_the_training_whatever_comes_after_it(monkeypatch: pytest.MonkeyPatch):
-    clock = iter([0.0, 10.0, 500.0])
-    monkeypatch.setattr(reporter_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    status, events = RunStatus(), list[Event]()
-    reporter = Reporter(status, events.append, FOREVER_S, lambda: 0)
-    for stage in ("TrainerWait", "TrainerWaitForLookup"):
-        status.observe(stage, 2.0)
-    reporter.judge()
-    status.observe("TrainerWait", 400.0)  # of something else
+    reporter = Reporter(RunStatus(), emit, 1e-4, lambda: 0)
+    assert going.wait(30)
+    reporter.trained()
+    count = len(events)
+    threading.Event().wait(0.05)
     reporter.close()
-    (event,) = events
-    assert isinstance(event, StatusReport)
-    assert event.bottleneck is not None
-    assert "waited 20% of the last 10 s" in event.bottleneck
-    assert "EmbeddingLookup" in event.bottleneck
-    assert event.seconds == 500.0
+    assert phases(events)[count - 1 :] == ["trained", "ended"]
 
 
 def test_an_error_of_a_subscriber_is_raised_at_the_end():
@@ -120,12 +97,5 @@ def test_an_error_of_a_subscriber_is_raised_at_the_end():
     with pytest.raises(OSError, match="disk full") as caught:
         reporter.close()
     assert caught.value is error
-    reporter.close()
-    assert reporter_threads() == []
-
-
-def test_closing_does_not_wait_for_the_interval():
-    """Would run into the test's time limit otherwise."""
-    reporter = Reporter(RunStatus(), lambda event: None, FOREVER_S, lambda: 0)
     reporter.close()
     assert reporter_threads() == []

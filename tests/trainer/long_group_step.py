@@ -12,7 +12,7 @@ import pytest
 from flowps.batch import Batch, Float32
 from flowps.config import Config
 from flowps.errors import ModelError, StoppedError
-from flowps.ps.endpoint import step_of, trainer_of
+from flowps.ps.numbering import step_of, trainer_of
 from tests.trainer.members import (
     DENSE_WIDTH,
     LONG_S,

@@ -24,7 +24,8 @@ from flowps.config import Config, Data, Net, Slot, Status
 from flowps.config import Trainer as TrainerKnobs
 from flowps.errors import StoppedError
 from flowps.ps.client import PsClient
-from flowps.ps.endpoint import Endpoint, LocalEndpoint, batch_id
+from flowps.ps.endpoint import Endpoint, LocalEndpoint
+from flowps.ps.numbering import batch_id
 from flowps.ps.parcel import Lines, Parcel
 from flowps.ps.placement import Placement, place
 from flowps.ps.shard import Shard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ import pytest
 
 from flowps.batch import Batch, Float32
 from flowps.errors import CapacityError, DataError, StoppedError
-from flowps.status.bottleneck import WAITS
 from flowps.status.run_status import RunStatus
+from flowps.status.verdict import WAITS
 from flowps.trainer import feed as feed_module
 from flowps.trainer.feed import Feed, FeedQueue
 from tests.trainer.conftest import flowps_threads
@@ -129,8 +130,8 @@ def test_depth_is_what_is_ready():
     third = threading.Event()
 
     class Watched(RunStatus):
-        def observe(self, name: str, seconds: float) -> None:
-            super().observe(name, seconds)
+        def span(self, name: str, began: float, ended: float, batch: int = -1) -> None:
+            super().span(name, began, ended, batch)
             # The thread that waits for a fourth permit has put three feeds.
             if name == "CheckFeed" and self.stage("CheckFeed").summary().count == 3:
                 third.set()
@@ -525,12 +526,17 @@ def test_a_wait_of_the_trainer_is_put_down_to_what_the_feed_was_doing(bound: str
         starve("TrainerWaitForLookup", ticket)
         return embeddings_of(ticket, batch)
 
+    def stage(batch: Batch, embeddings: Float32) -> None:
+        starve("TrainerWaitForStage", next(staged))
+
+    staged = itertools.count()
+
     def release() -> None:
         starve("TrainerWaitForPermit", 1)
         feeds.release()
 
     # Feed 1 is read only after feed 0 was taken: feed 0 holds the permit until then.
-    with closing(make_queue(batches(), lookup, permits=1, threads=1, status=status)) as feeds:
+    with closing(make_queue(batches(), lookup, permits=1, threads=1, status=status, stage=stage)) as feeds:
         assert feeds.get() is not None
         while not status.empty.empty():
             status.empty.get()
@@ -614,8 +620,8 @@ def test_a_batch_that_comes_while_tickets_are_held_is_set_aside_for_later():
             super().__init__()
             self.permits, self.again = 0, threading.Event()
 
-        def observe(self, name: str, seconds: float) -> None:
-            super().observe(name, seconds)
+        def span(self, name: str, began: float, ended: float, batch: int = -1) -> None:
+            super().span(name, began, ended, batch)
             if name == "ReadSample":
                 self.again.set()
 

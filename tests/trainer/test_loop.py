@@ -25,7 +25,7 @@ from flowps.errors import ConfigError, DataError, ModelError, StoppedError
 from flowps.ps.client import PsClient
 from flowps.ps.placement import place
 from flowps.ps.shard import Shard
-from flowps.status.event import Evaluated, Event, Finished, Interval, StatusReport
+from flowps.status.event import Evaluated, Event, Finished, Interval, TrainerStatus
 from flowps.status.run_status import RunStatus
 from flowps.trainer.loop import Trained, Trainer, default_feed_threads
 from flowps.trainer.models import ModelSpec
@@ -200,7 +200,8 @@ def test_events_tell_the_run():
     assert [event.epoch_metrics.examples for event in world.of_kind(Interval)] == [n * SIZE for n in (3, 6, 7, 2, 5, 7)]
     (evaluated,) = world.of_kind(Evaluated)
     assert (evaluated.epoch, evaluated.step, evaluated.metrics) == (2, 14, trained.test)
-    (report,) = world.of_kind(StatusReport)
+    trained_status, report = world.of_kind(TrainerStatus)
+    assert [trained_status.phase, report.phase] == ["trained", "ended"]
     assert report.step == 14
     for stage, count in {"EmbeddingLookup": 16, "TrainStep": 14, "PushGrad": 14, "PredictStep": 2}.items():
         assert report.stages[stage].count == count
@@ -275,7 +276,7 @@ def test_reports_come_while_training_goes_on():
 
     def emit(event: Event) -> None:
         world.emit(event)
-        if isinstance(event, StatusReport):
+        if isinstance(event, TrainerStatus):
             reported.set()
 
     def lookup(ticket: int, batch: Batch, training: bool) -> Float32:
@@ -286,7 +287,7 @@ def test_reports_come_while_training_goes_on():
     world.run(
         msgspec.structs.replace(make_config(), status=Status(print_interval=1_000, interval_s=1e-3)), emit=emit, lookup=lookup
     )
-    assert len(world.of_kind(StatusReport)) >= 2
+    assert len(world.of_kind(TrainerStatus)) >= 2
 
 
 def test_feed_threads_are_chosen_when_not_given():
@@ -551,7 +552,7 @@ def test_an_error_stops_the_run_with_that_error(broken: Callable[[World, int], d
     assert all(stream.closed.is_set() for stream in world.streams)
     assert world.of_kind(Evaluated) == []
     assert world.of_kind(Finished) == []
-    assert isinstance(world.events[-1], StatusReport), "what the run came to is still reported"
+    assert isinstance(world.events[-1], TrainerStatus), "what the run came to is still reported"
     assert len(world.pushes) <= at + (broken is broken_emit) * (in_flight + 1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from flowps.ps.kernels import inlined, kernel
+from flowps.ps.kernels.clock import clock_ns
 from flowps.ps.kernels.pool import FAST_DIM, MEAN, NONE, SQRTN, scale_of
 from flowps.ps.kernels.step import CLIP_NORM, CLIP_VALUE, PENALTY, condition, is_sound, step_row
 from flowps.ps.kernels.vector import bits_of, fill, lane, lanes8, lanes16, load_as, prefetch, random_word, store_as
@@ -18,8 +19,9 @@ _LINE = 16  # floats of a cache line
 _ROWS_AHEAD = 16  # rows between prefetch and step
 LIST = 1024  # gradients that are listed before they are summed
 
-# What a push counts: rows stepped, and rows whose gradient was not finite (and one of them with its slot).
-STEPPED, UNSOUND, UNSOUND_ROW, UNSOUND_SLOT = range(4)
+# What a push counts: rows stepped, rows whose gradient was not finite (and one of them with its slot), and nanoseconds in which
+# gradients were summed and rows stepped.
+STEPPED, UNSOUND, UNSOUND_ROW, UNSOUND_SLOT, SUM_NS, STEP_NS, COUNTS = range(7)
 
 
 @kernel
@@ -35,8 +37,9 @@ def push(
     grads      float32 [size * width], read-only, the gradient of each pooled vector
     sums       float32 [most ordinals of one slot * dim], listed int64 [2 * LIST], scales float32 [LIST]: scratch
     pushes     how many pushes came before, the key of stochastic rounding
-    counts     int64 [4], see above
+    counts     int64 [COUNTS], see above
     """
+    before = clock_ns()
     for k in range(len(positions)):
         first = positions[k] * size
         base = places[k] - offsets[first]
@@ -47,12 +50,16 @@ def push(
         else:
             _sum(ordinals, base, shares, offsets, first, size, pooling[k], lengths[k], grads, width, columns[k], part, parts, lo,
                  sums, listed, scales, dim)  # fmt: skip
+        summed = clock_ns()
+        counts[SUM_NS] += summed - before
         if dim == FAST_DIM:
             _step_slot(tag, k, lo, hi, parts, distinct, sums, arena, weights, FAST_DIM, stride, widening, state_width, params[k],
                        pushes, counts)  # fmt: skip
         else:
             _step_slot(tag, k, lo, hi, parts, distinct, sums, arena, weights, dim, stride, widening, state_width, params[k],
                        pushes, counts)  # fmt: skip
+        before = clock_ns()
+        counts[STEP_NS] += before - summed
 
 
 @inlined

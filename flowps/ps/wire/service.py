@@ -10,8 +10,9 @@ their message is read (RESOURCE_EXHAUSTED) and come again: memory stays bounded,
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from flowps.batch import Float32
 from flowps.errors import DataError, WireError
 from flowps.ps.endpoint import Endpoint
 from flowps.ps.parcel import Lines
@@ -28,6 +30,7 @@ from flowps.ps.wire.heap import keep_memory
 from flowps.ps.wire.once import Once
 from flowps.ps.wire.protocol import ATTEMPTS, CODES, PROTOCOL, SERVICE, options, target_of
 from flowps.ps.wire.security import Security
+from flowps.status.run_status import RunStatus
 from flowps.version import __version__
 
 _MOST_SAMPLES = 1 << 20  # of a batch: data.batch_size ends there
@@ -59,23 +62,26 @@ class ShardServer:
 
     port       0: any free one
     in_flight  batches that all trainers together may have in flight
+    status     gets the stages QueueWait (until a thread takes a call) and Reply (a lookup's message read and its answer written)
 
     Raises WireError when it cannot listen there, or must not (see Security.check_host).
     """
 
     def __init__(
-        self, endpoint: Endpoint, served: Served, security: Security, host: str, port: int, in_flight: int
+        self, endpoint: Endpoint, served: Served, security: Security, host: str, port: int, in_flight: int,
+        status: RunStatus | None = None,
     ) -> None:  # fmt: skip
         security.check_host(host)
         keep_memory()
         # Every batch may have a lookup and a push here, each with its repetitions that wait for the first.
         threads = max(4, 2 * ATTEMPTS * in_flight)
-        self._threads = ThreadPoolExecutor(threads, "flowps-ps-server")
+        status = status or RunStatus()
+        self._threads = _TimedPool(threads, status)
         self._server = grpc.server(
             self._threads, interceptors=[_Admission(security)],
             maximum_concurrent_rpcs=threads + _WAITING, options=options(served.max_message_bytes, so_reuseport=0),
         )  # fmt: skip
-        calls = _Calls(endpoint, served, in_flight)
+        calls = _Calls(endpoint, served, in_flight, status)
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(_answering(call))
             for name, call in (
@@ -111,6 +117,24 @@ class ShardServer:
         ending.join(_GRACE_S)  # a call that hangs has had its time
 
 
+class _TimedPool(ThreadPoolExecutor):
+    """Observes how long work waits for a thread."""
+
+    def __init__(self, threads: int, status: RunStatus) -> None:
+        super().__init__(threads, "flowps-ps-server")
+        self._waited = status.stage("QueueWait")
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """See Executor."""
+        submitted = time.perf_counter()
+
+        def run() -> Any:
+            self._waited.observe(time.perf_counter() - submitted)
+            return function(*arguments, **named)
+
+        return super().submit(run)
+
+
 class _RefusedError(Exception):
     """A call's status code and what is said with it."""
 
@@ -122,8 +146,8 @@ class _RefusedError(Exception):
 class _Calls:
     """The four calls: bytes in, bytes out."""
 
-    def __init__(self, endpoint: Endpoint, served: Served, in_flight: int) -> None:
-        self._endpoint, self._served = endpoint, served
+    def __init__(self, endpoint: Endpoint, served: Served, in_flight: int, status: RunStatus) -> None:
+        self._endpoint, self._served, self._reply = endpoint, served, status.stage("Reply")
         self._once = Once(kept_pushes=max(1024, 16 * in_flight))
 
     def describe(self, data: bytes) -> bytes:
@@ -147,9 +171,19 @@ class _Calls:
         half = message.wants_half(request.floats)
 
         def work() -> bytes:
+            began, looked_up = time.perf_counter(), 0.0
             parcel = message.read_parcel(request, signs, len(self._served.slots))
-            shape = (request.size, self._served.width)
-            return message.write_reply(lambda out: self._endpoint.lookup(request.batch, parcel, request.training, out), shape, half)
+
+            def look_up(out: Float32 | None) -> Float32:
+                nonlocal looked_up
+                start = time.perf_counter()
+                found = self._endpoint.lookup(request.batch, parcel, request.training, out)
+                looked_up = time.perf_counter() - start
+                return found
+
+            answer = message.write_reply(look_up, (request.size, self._served.width), half)
+            self._reply.observe(time.perf_counter() - began - looked_up)
+            return answer
 
         return self._once.lookup(request.batch, work) if request.training else work()
 

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -24,9 +25,13 @@ from flowps.ps.wire import once as once_module
 from flowps.ps.wire import service as service_module
 from flowps.ps.wire.protocol import SERVICE
 from flowps.ps.wire.security import TOKEN_KEY, Security
+from flowps.ps.wire.service import Served, ShardServer
+from flowps.status.run_status import RunStatus
 from flowps.version import __version__
 from tests.ps.wire.loopback import (
+    HOST,
     LONG_S,
+    MAX_BYTES,
     PLAIN,
     QUEUE,
     RUN,
@@ -478,3 +483,21 @@ def test_a_shard_with_threads_of_its_own() -> None:
         for batch in range(3):
             sent = some_parcel(batch, size=300)
             np.testing.assert_array_equal(remote.lookup(batch, sent, True), local(twin).lookup(batch, sent, True))
+
+
+# --- what it measures ---------------------------------------------------------------------------------------------------
+
+
+def test_waiting_for_a_thread_and_the_answer_are_timed() -> None:
+    """A call that finds all threads at work waits for as long as they do."""
+    status = RunStatus()
+    with shard_of() as shard:
+        server = ShardServer(local(shard), Served(RUN, 0, SIGNATURE, MAX_BYTES), PLAIN, HOST, 0, 4, status)
+        with closing(server), reaching(server.address) as remote:
+            remote.connect(LONG_S)
+            for number in range(3):
+                remote.lookup(number, some_parcel(), training=True)
+    found = status.summaries()
+    assert found["Reply"].count == 3
+    assert found["QueueWait"].count >= 3
+    assert found["Reply"].total_us > 0

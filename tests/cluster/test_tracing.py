@@ -1,0 +1,80 @@
+"""`--trace`: every batch's way through all threads and processes, in a file that trace viewers open."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoint.conftest import disk_of
+from tests.cluster.conftest import Command, train_command
+
+BATCHES = 6  # of those that are traced, from TRACED on
+FIRST = 5
+
+
+def spans_of(path: Path) -> tuple[list[dict[str, Any]], dict[int, str], dict[tuple[int, int], str]]:
+    """All spans, the names of processes and of threads."""
+    events = json.loads(path.read_text())["traceEvents"]
+    named = [event for event in events if event["ph"] == "M"]
+    processes = {event["pid"]: event["args"]["name"].split(" ")[0] for event in named if event["name"] == "process_name"}
+    threads = {(event["pid"], event["tid"]): event["args"]["name"] for event in named if event["name"] == "thread_name"}
+    return [event for event in events if event["ph"] == "X"], processes, threads
+
+
+def finished(command: Command, path: Path) -> None:
+    said = command.succeed()
+    assert f" spans in {path}, for https://ui.perfetto.dev" in said
+
+
+@pytest.mark.parametrize("mode", ["embedded", "processes"])
+def test_every_batch_passes_every_stage_in_order(mode: str, samples: Path, tmp_path: Path) -> None:
+    path = tmp_path / "traces" / "out.json"
+    knobs = ("--trace", path, "--status.trace_from", FIRST, "--status.trace_batches", BATCHES, "--cluster.dashboard", "")
+    shards = ("--cluster.mode", mode, "--ps.num_shards", 2)
+    with closing(train_command(samples, tmp_path / "run", *knobs, *shards)) as command:
+        finished(command, path)
+    spans, processes, threads = spans_of(path)
+    assert set(processes.values()) == {"trainer-0", "shard-0", "shard-1", "hub"}
+    for batch in range(FIRST, FIRST + BATCHES):
+        own = {(processes[span["pid"]], span["name"]): span for span in spans if span.get("args") == {"batch": batch}}
+        way = [
+            ("trainer-0", "EmbeddingLookup"), ("shard-0", "Lookup"), ("shard-0", "Pool"), ("trainer-0", "TrainStep"),
+            ("trainer-0", "PushGrad"), ("shard-0", "Push"),
+        ]  # fmt: skip
+        assert own.keys() >= set(way)
+        starts = [own[stage]["ts"] for stage in way]
+        assert starts == sorted(starts), "one after the other, and a shard's part within the trainer's"
+        for outer, inner in (
+            (("trainer-0", "EmbeddingLookup"), ("shard-0", "Lookup")),
+            (("trainer-0", "PushGrad"), ("shard-0", "Push")),
+        ):
+            slack_us = 2000  # of two processes' clocks
+            assert own[inner]["ts"] + own[inner]["dur"] <= own[outer]["ts"] + own[outer]["dur"] + slack_us
+    assert {span["args"]["batch"] for span in spans if "args" in span} == set(range(FIRST, FIRST + BATCHES))
+    assert "flowps-push" in threads.values()
+    assert any(name.startswith("flowps-feed-") for name in threads.values())
+    assert any(processes[span["pid"]] == "hub" and span["name"] == "DecodePartition" for span in spans) or mode == "embedded"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_training(samples: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    knobs = ("--trace", tmp_path / "file" / "out.json", "--cluster.dashboard", "")
+    with closing(train_command(samples, tmp_path / "run", *knobs)) as command:
+        said = command.refuse()
+    assert said.endswith("out.json cannot be written: File exists; give another file")
+    assert "step 5," not in command.said
+
+
+def test_a_disk_that_is_full_in_the_end_costs_only_the_trace(samples: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with disk_of("16k", folder):
+        knobs = ("--trace", folder / "out.json", "--cluster.dashboard", "")
+        with closing(train_command(samples, tmp_path / "run", *knobs)) as command:
+            said = command.succeed()
+    assert f"trace: {folder / 'out.json'} cannot be written: No space left on device" in said
+    assert (tmp_path / "run" / "summary.json").exists()
