@@ -36,6 +36,11 @@ store             the folder of a run's checkpoints, on a disk or elsewhere
 manifest          the file whose presence makes a checkpoint exist
 ledger            what was read, trained, dropped, replayed: counts that must add up; and which samples of the epoch are trained
 run status        the always-on timings and counters of every role
+stage             something that is done to every batch, and timed: ReadSample, EmbeddingLookup, TrainStep, …
+figures           what a role, or a process, has measured of itself until a moment
+verdict           which stage bounds the run, the evidence, and what to change
+span, trace       one time of a stage with its two ends and its thread; all of them of some batches
+glance            what the dashboard page shows of a run at one moment
 knob              one setting of a run: unit, default and range are in `config`
 plan              all that is decided before a role starts
 run directory     what a run leaves on disk

@@ -227,9 +227,11 @@ def _dashboard_of(client: distributed.Client) -> str:
     """The dashboard's address of a scheduler that is there already; "" if it serves none."""
     # A lambda goes there whole: the scheduler's machine needs no flowps. Its port answers without a dashboard too, for metrics.
     served = client.run_on_scheduler(
-        lambda dask_scheduler: [type(application).__name__ for application in dask_scheduler.http_application.applications]
+        lambda dask_scheduler: any(
+            "/status" in getattr(application, "app_paths", ()) for application in dask_scheduler.http_application.applications
+        )
     )
-    return str(client.dashboard_link or "") if "BokehApplication" in served else ""
+    return str(client.dashboard_link or "") if served else ""
 
 
 @contextmanager

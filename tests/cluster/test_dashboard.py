@@ -540,6 +540,17 @@ def test_whatever_a_scheduler_answers_is_a_line(answers: tuple[object, ...], why
     assert refusal(Refusing(*answers)) == why
 
 
+def test_a_scheduler_whose_machine_has_no_flowps_refuses(tmp_path: Path) -> None:
+    words = "import sys; sys.modules['flowps'] = None; from distributed.cli.dask_scheduler import main; main()"
+    where = ("--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0")
+    with (
+        closing(Command(sys.executable, "-c", words, *where, cwd=tmp_path)) as scheduler,
+        distributed.Client(scheduler.wait_for(r"Scheduler at:\s+(\S+)")[1]) as client,
+    ):
+        assert refusal(client) == f"its machine has no flowps, this command has flowps {__version__}"
+    assert "Traceback" not in scheduler.said
+
+
 def test_a_run_on_a_scheduler_that_refuses_says_so_and_goes_on(samples: Path, tmp_path: Path) -> None:
     with closing(DaskCluster(tmp_path)) as dask:  # without a dashboard
         joined(dask.add("all", "HUB=2 PS=1 TRAINER=1"))
@@ -574,10 +585,18 @@ def test_a_cluster_shows_its_last_run_until_the_next_one_begins(samples: Path, t
         assert runs == [("second", "trained", 19, "600 read = 600 trained + 0 dropped + 0 replayed")]
 
 
-def test_a_run_without_a_dashboard_imports_no_bokeh(tmp_path: Path) -> None:
-    words = "import sys, flowps.train; print('bokeh' in sys.modules)"
+def test_a_run_without_a_dashboard_imports_no_page(samples: Path, tmp_path: Path) -> None:
+    """Dask's worker imports Bokeh of its own accord once it starts; nothing of flowps does."""
+    run = ["--data.train", str(samples / "train.parquet"), "--run_dir", str(tmp_path / "run"), "--cluster.dashboard", ""]
+    words = (
+        "import sys; from flowps.train import main; first = 'bokeh' in sys.modules; "
+        f"main({run!r}); print('imported:', first, 'flowps.cluster.dashboard.page' in sys.modules)"
+    )
     with closing(Command(sys.executable, "-c", words, cwd=tmp_path)) as command:
-        assert command.succeed().strip() == "False"
+        said = command.succeed()
+    assert "imported: False False" in said
+    assert "this run: " not in said
+    assert "no page" not in said
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ RECOVERY_S = 120.0  # for a role to be lost, started anew and trained on; never 
 PROCESSES = (
     *("--cluster.mode", "processes", "--cluster.dashboard", "127.0.0.1:0", "--ps.num_shards", "2"),
     *("--checkpoint.every_steps", "25", "--status.print_interval", "25", "--cluster.lost_after_s", "4"),
+    *("--status.interval_s", "1"),  # so that roles are asked all the time
 )
 
 
