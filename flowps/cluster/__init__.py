@@ -5,7 +5,8 @@ have, and `assign` decides who does what. `plan` decides all the rest before any
 load. `shard_role` and `trainer_role` are what runs on workers; `run` starts them, listens, and collects what they leave in the
 `run_dir`; `announce` and `shard_report` tell a person.
 
-What a run is doing: `observer` puts the figures of all roles together, with a verdict; `dashboard` shows them on the scheduler's own
-pages, `prometheus` serves them to be scraped, `tracing` collects the way of every batch. What it survives: `saver` and `cut` make
-checkpoints, `resume` finds one to go on from, `roles` says what is lost, `reroute` leads trainers to a shard that has come back.
+What a run is doing: `observer` puts the figures of all roles together, with a verdict; `dashboard` shows them on the scheduler's
+own pages, `prometheus` serves them to be scraped (as `families`), `tracing` collects the way of every batch. What it survives:
+`watch` says what is lost, `saver` and `cut` make checkpoints, `resume` finds one to go on from, `reroute` leads trainers to a shard
+that is back.
 """

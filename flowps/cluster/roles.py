@@ -1,6 +1,6 @@
 """`Roles`: the shards and trainers of one attempt of a run, on their workers: started, asked, watched, stopped.
 
-Covers what Dask is told and asked. What the run makes of a loss is `run`'s business.
+Covers what Dask is told and asked; `watch` says which workers are lost, and what the run makes of it is `run`'s business.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +19,7 @@ import msgspec
 
 from flowps.checkpoint.ledger import Ledger
 from flowps.cluster.cut import go_on
-from flowps.cluster.offer import TRAINER_KEY, Offer, workers_now
+from flowps.cluster.offer import TRAINER_KEY, Offer
 from flowps.cluster.plan import Plan
 from flowps.cluster.reroute import lose, reroute
 from flowps.cluster.resume import Resume
@@ -27,13 +27,12 @@ from flowps.cluster.role_status import forget
 from flowps.cluster.shard_role import ShardActor
 from flowps.cluster.tracing import collect
 from flowps.cluster.trainer_role import Handout, Trained, TrainerTask, request_stop, reserve_port, train
-from flowps.errors import ClusterError, FlowpsError, LostRoleError, StoppedError
+from flowps.cluster.watch import WATCH_S, Watch
+from flowps.errors import ClusterError, FlowpsError, StoppedError
 from flowps.status.figures import ShardFigures, Usage, usage_here
 
-WATCH_S = 2.0  # between two looks at whether the workers are still there
 _STOP_S = 60.0  # for a step to end and the model to be saved
 _NOTICED_S = 4.0  # until the scheduler knows that a worker has gone
-_RESTART_S = 10.0  # for a nanny to end a worker that does not answer
 
 _CANCELLED = FlowpsError("a trainer was cancelled by somebody else on the cluster")
 
@@ -42,16 +41,13 @@ class Roles:
     """Of run `run_id`; `remark` is told what people should know."""
 
     def __init__(self, client: distributed.Client, plan: Plan, run_id: str, remark: Callable[[str], None]) -> None:
-        self._client, self._plan, self._run_id, self._remark = client, plan, run_id, remark
-        self._address = client.scheduler.address
+        self._client, self._plan, self._run_id = client, plan, run_id
+        self._watch = Watch(client, plan.config.cluster, plan.assignment, remark)
         self._token = secrets.token_hex(32)  # that shards want to see
         self._shards: list[Any] = []
         self.trainers: list[distributed.Future] = []
         self._handout: Any = None
         self._used: list[Usage] = []  # as last heard
-        self._unread_since: float | None = None  # when it was seen first that partitions wait and nobody is there to read them
-        # Of each worker its last sign of life, by the scheduler's clock, and when it was seen first, by ours.
-        self._signs_of_life: dict[str, tuple[float, float]] = {}
 
     def start(self, model_path: str, saves_to: str, resume: Resume | None, ledger: Ledger) -> None:
         """Create the shards, serve them where a trainer is in another process, and start the trainers.
@@ -98,7 +94,7 @@ class Roles:
 
         Returns of each, of how many samples its rows have not learned.
         """
-        self._plan = plan
+        self._plan, self._watch.assignment = plan, plan.assignment
         for k, future in [(k, self._create(k)) for k in shards]:
             self._shards[k] = self._wait(future)
         if resume is not None:
@@ -148,7 +144,7 @@ class Roles:
 
     def _workers(self) -> list[str]:
         """Addresses of all that have a role and are there, the first trainer's first."""
-        assignment, there = self._plan.assignment, self._there()
+        assignment, there = self._plan.assignment, self._watch.there()
         offers = (*assignment.trainers, *assignment.shards, *assignment.hubs)
         return list(dict.fromkeys(offer.address for offer in offers if offer.address in there))
 
@@ -156,99 +152,24 @@ class Roles:
         """Raise LostRoleError if a worker has gone; the scheduler may hear of it a little later."""
         deadline = time.monotonic() + _NOTICED_S
         while time.monotonic() < deadline:
-            self.check()
+            self._watch.check()
             time.sleep(_NOTICED_S / 20)
 
     def trained(self) -> Trained:
         """What the first trainer has returned, who speaks for all, once all have ended. Raises what any of them has raised."""
         while distributed.wait(self.trainers, timeout=_STOP_S).not_done:
-            self.check()
+            self._watch.check()
         if any(trainer.status == "error" for trainer in self.trainers):
             self.raise_first()
         return self.trainers[0].result()
 
     def check(self) -> None:
-        """Raise LostRoleError when a worker that holds a shard or a trainer has gone; ClusterError when nobody reads any more."""
-        there = self._there()
-        if not there:
-            raise ClusterError(f"the scheduler at {self._address} does not answer any more, or has lost all its workers")
-        for what, offers in (("shard", self._plan.assignment.shards), ("trainer", self._plan.assignment.trainers)):
-            for k, offer in enumerate(offers):
-                if offer.address not in there:
-                    raise LostRoleError(
-                        f"worker {offer.name} at {offer.address} was lost, and {what} {k} with it: look into its log; was it "
-                        "killed for its memory?",
-                        self._only_shards(offer),
-                    )
-                silent_s = self._silent_s(offer.address, there[offer.address])
-                if silent_s > self._plan.config.cluster.lost_after_s:
-                    self._expel(offer, there[offer.address])
-                    raise LostRoleError(
-                        f"worker {offer.name} at {offer.address} has given no sign of life for {silent_s:.0f} s, and {what} {k} is "
-                        "lost with it; was it stopped, or its machine overloaded? (cluster.lost_after_s waits longer)",
-                        self._only_shards(offer),
-                    )
-        self._check_hubs(there)
-
-    def _only_shards(self, lost: Offer) -> tuple[int, ...]:
-        """The shards of a worker; none if it has a trainer too."""
-        assignment = self._plan.assignment
-        if lost.process in {offer.process for offer in assignment.trainers}:
-            return ()
-        return tuple(k for k, offer in enumerate(assignment.shards) if offer.address == lost.address)
-
-    def _silent_s(self, address: str, worker: Mapping[str, Any]) -> float:
-        """Seconds since a worker's last sign of life, as far as was looked."""
-        now, sign = time.monotonic(), float(worker["last_seen"])
-        if self._signs_of_life.get(address, (None,))[0] != sign:
-            self._signs_of_life[address] = sign, now
-        return now - self._signs_of_life[address][1]
-
-    def _expel(self, offer: Offer, worker: Mapping[str, Any]) -> None:
-        """Take a worker that does not answer from the cluster; its nanny, if it has one, starts it anew.
-
-        If it wakes, nobody listens: the next attempt has other addresses and another token.
-        """
-        address = offer.address
-        with suppress(Exception):  # the loss is the error to raise
-            if worker["nanny"]:
-                self._client.restart_workers([address], timeout=_RESTART_S, raise_for_error=False)
-                return
-
-            async def remove(dask_scheduler: Any) -> None:
-                await dask_scheduler.remove_worker(address, stimulus_id="flowps-lost", close=False)
-
-            self._client.run_on_scheduler(remove)
-
-    def _check_hubs(self, there: Mapping[str, Mapping[str, Any]]) -> None:
-        """Say so when partitions wait and no worker may read them; give up when none has come within cluster.wait_s."""
-        if self._plan.assignment.may_read(there) or not self._waits_for_hub():
-            self._unread_since = None
-            return
-        wait_s, now = self._plan.config.cluster.wait_s, time.monotonic()
-        if self._unread_since is None:
-            self._unread_since = now
-            self._remark(
-                f"all workers that offer HUB are gone: waiting up to {wait_s:g} s for one to read on; start a worker with "
-                "--resources HUB=2"
-            )
-        elif now - self._unread_since >= wait_s:
-            raise ClusterError(
-                f"all workers that offer HUB are gone, and none has come within {wait_s:g} s: look into their logs, start one with "
-                "--resources HUB=2, or let the run wait longer with cluster.wait_s"
-            )
-
-    def _waits_for_hub(self) -> bool:
-        """Whether a hub task waits for a worker that may run it."""
-        # A lambda goes there whole: the scheduler's machine needs no flowps.
-        waiting: bool = self._client.run_on_scheduler(
-            lambda dask_scheduler: any("HUB" in (task.resource_restrictions or ()) for task in dask_scheduler.unrunnable)
-        )
-        return waiting
+        """See Watch."""
+        self._watch.check()
 
     def request_stop(self, failed: bool = False) -> None:
         """Ask all trainers to stop after their step; if a role has `failed`, without waiting for each other."""
-        there = self._there()
+        there = self._watch.there()
         workers = [offer.address for offer in self._plan.assignment.trainers if offer.address in there]
         if workers:
             self._run(request_stop, self._run_id, failed, workers=workers)
@@ -258,31 +179,23 @@ class Roles:
         workers = [offer.address for offer in self._plan.assignment.trainers]
         self._run(go_on, self._run_id, step, workers=workers, on_error="ignore")  # `check` tells of one that has gone
 
-    def _there(self) -> Mapping[str, Mapping[str, Any]]:
-        """The workers that the scheduler still has; none, where it does not answer."""
-        if self._client.status != "running":  # Dask would wait for it to come back
-            return {}
-        try:
-            return workers_now(self._client, timeout_s=_STOP_S)
-        except (OSError, TimeoutError, RuntimeError):  # Dask's errors of a connection that is lost, or was given up
-            return {}
-
     def raise_first(self) -> None:
         """Raise the error of the trainer that has failed by itself, not because of another."""
-        self.check()
+        self._watch.check()
         errors = [trainer.exception() for trainer in self.trainers if trainer.status == "error"]
         raise next((e for e in errors if not isinstance(e, StoppedError | ClusterError)), errors[0] if errors else _CANCELLED)
 
     def stop(self) -> None:
         """End trainers that still run, because something else has failed: nothing may be taken from under them."""
-        there = self._there()
+        there = self._watch.there()
         trainers = zip(self.trainers, self._plan.assignment.trainers, strict=False)
         running = [trainer for trainer, offer in trainers if not trainer.done() and offer.address in there]
         if running:
             for shard in self._shards:
                 with suppress(Exception):  # it may be what has failed
                     shard.release().result(timeout=WATCH_S)
-            self.request_stop(failed=True)
+            with suppress(Exception):  # one does not answer, or has gone
+                self.request_stop(failed=True)
             with suppress(TimeoutError):  # one is stuck: the error that ended the run matters more
                 distributed.wait(running, timeout=_STOP_S)
 
@@ -323,4 +236,4 @@ class Roles:
             try:
                 return future.result(timeout=WATCH_S)
             except TimeoutError:
-                self.check()
+                self._watch.check()

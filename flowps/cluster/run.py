@@ -16,11 +16,12 @@ from flowps.checkpoint.ledger import Ledger
 from flowps.cluster.observer import Observer
 from flowps.cluster.plan import Plan
 from flowps.cluster.resume import Resume
-from flowps.cluster.roles import WATCH_S, Roles
+from flowps.cluster.roles import Roles
 from flowps.cluster.run_dir import RunDir
 from flowps.cluster.saver import Saver
 from flowps.cluster.shard_report import PlacementReport, ShardReport
 from flowps.cluster.trainer_role import Trained
+from flowps.cluster.watch import WATCH_S
 from flowps.errors import FlowpsError, LostRoleError, RunDirError
 from flowps.ps.placement import describe, predict, shares
 from flowps.ps.shard import ShardWork

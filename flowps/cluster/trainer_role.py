@@ -20,22 +20,16 @@ from flowps.checkpoint.store import Store
 from flowps.cluster.cut import TrainerCuts, gate_of
 from flowps.cluster.plan import Plan
 from flowps.cluster.prometheus import serve_here, tell_ledger
-from flowps.cluster.reroute import Ways, registered
 from flowps.cluster.resume import left_of
 from flowps.cluster.role_status import forget, status_of
-from flowps.cluster.shard_role import alone, security_of, shard_here, signature
+from flowps.cluster.shard_client import shard_client
+from flowps.cluster.shard_role import alone
 from flowps.errors import FlowpsError, RunDirError
 from flowps.hub.partition import Partition, epoch_order
 from flowps.hub.stream import HubStream
-from flowps.ps.client import PsClient
-from flowps.ps.endpoint import Endpoint
 from flowps.ps.load import SlotLoad
 from flowps.ps.numbering import batch_id
-from flowps.ps.replaceable import Replaceable
-from flowps.ps.shard import Shard
-from flowps.ps.wire.remote import RemoteShard
 from flowps.status.event import Event, Finished, Metrics, Started, TrainerStatus, to_wire
-from flowps.status.run_status import RunStatus
 
 if TYPE_CHECKING:  # importing it imports TensorFlow, which only a process with a trainer does
     from flowps.trainer.group import Group
@@ -152,6 +146,9 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
             fetch_ahead=not plan.assignment.is_read_here,
         )  # fmt: skip
 
+    def way_out(leave: Callable[[], None]) -> None:
+        _ways_out.setdefault(task.run_id, []).append(leave)
+
     def send(event: Event) -> None:
         worker.log_event(task.run_id, to_wire(event))
 
@@ -166,10 +163,11 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
     )  # fmt: skip
     test = plan.test[number :: plan.config.trainer.count]
     with (
-        _stop_flag(task.run_id) as stop, _shard_client(task, plan, status) as (shards, ways), _group(task, plan) as group,
-        ExitStack() as opened,
+        _stop_flag(task.run_id) as stop,
+        shard_client(task.run_id, task.addresses, task.token, plan, status, way_out) as (shards, ways),
+        _group(task, plan) as group, ExitStack() as opened,
     ):  # fmt: skip
-        _ways_out.setdefault(task.run_id, []).append(gate_of(task.run_id).give_up)
+        way_out(gate_of(task.run_id).give_up)
         opened.enter_context(_watched(worker, task.run_id))
         cuts = opened.enter_context(
             TrainerCuts(task.run_id, number, task.saves_to, send, lambda path: trainer.model.save_weights(path))
@@ -243,50 +241,6 @@ def _save(trainer: Trainer, path: str) -> None:
         with suppress(OSError):
             unfinished.unlink()
         raise RunDirError(f"{path}: the dense model cannot be written: {error.strerror or error}") from None
-
-
-@contextmanager
-def _shard_client(task: TrainerTask, plan: Plan, status: RunStatus) -> Iterator[tuple[PsClient, Ways]]:
-    """A client of all shards, each reached by the shortest way there is; and the ways that lead to other processes."""
-    cluster, slots = plan.config.cluster, plan.schema.slots
-    # A shard that makes one step of several trainers' answers when the last of them has come.
-    timeout_s = max(cluster.rpc_timeout_s, cluster.collective_timeout_s) if plan.steps_together else cluster.rpc_timeout_s
-    with ExitStack() as opened:
-        shards: list[Shard | Endpoint] = []
-
-        def connect(k: int, address: str) -> RemoteShard:
-            remote = RemoteShard(
-                address, k, task.run_id, signature(plan, k), security_of(plan.config, task.token),
-                half=cluster.wire == "float16",
-                max_message_bytes=cluster.max_message_mib << 20, timeout_s=timeout_s, count=status.count,
-            )  # fmt: skip
-            _ways_out.setdefault(task.run_id, []).append(remote.close)
-            try:
-                if plan.placement.shards[k]:
-                    remote.connect(cluster.connect_timeout_s)
-            except BaseException:
-                remote.close()
-                raise
-            return remote
-
-        ways = Ways(connect)
-        for k, address in enumerate(task.addresses):
-            here = shard_here(task.run_id, k)
-            if here is not None:
-                shards.append(here)
-                continue
-            if not address:
-                raise FlowpsError(f"shard {k} is not in the trainer's process, and is not served to others")
-            shard: RemoteShard | Replaceable = connect(k, address)
-            if plan.config.checkpoint.recovery == "partial":
-                shard = ways.shards[k] = Replaceable(shard, cluster.lost_after_s)
-                _ways_out[task.run_id].append(shard.close)
-            opened.callback(shard.close)
-            shards.append(shard)
-        client = PsClient(shards, plan.placement, slots, status)
-        opened.callback(client.close)
-        opened.enter_context(registered(task.run_id, ways))
-        yield client, ways
 
 
 @contextmanager

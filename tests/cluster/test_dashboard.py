@@ -572,8 +572,10 @@ def test_a_cluster_shows_its_last_run_until_the_next_one_begins(samples: Path, t
         joined(dask.add("all", "HUB=2 PS=1 TRAINER=1"))
         for name in ("first", "second"):
             with closing(train_command(samples, tmp_path / name, "--cluster.scheduler", dask.address)) as command:
+                base = command.wait_for(r"^dashboard: (http://\S+:\d+)/status$")[1]
                 url = command.wait_for(r"^this run: (http://\S+:\d+/flowps)$")[1]
                 command.succeed()
+        assert url == f"{base}/flowps"
         assert 'href="flowps"' in get(url)
         with distributed.Client(dask.address) as client:
             runs = client.run_on_scheduler(

@@ -25,11 +25,12 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from flowps.checkpoint.ledger import Ledger
-from flowps.cluster import prometheus, role_status
+from flowps.cluster import families, prometheus, role_status
+from flowps.cluster.families import MOST_SLOTS, OTHER
 from flowps.cluster.launch import gather_workers, launch
 from flowps.cluster.offer import TRAINER_KEY
 from flowps.cluster.plan import plan
-from flowps.cluster.prometheus import MOST_SLOTS, OTHER, TARGETS, RunsPlugin, drop_shard, serve_runs, serve_shard, tell_ledger
+from flowps.cluster.prometheus import TARGETS, RunsPlugin, drop_shard, serve_runs, serve_shard, tell_ledger
 from flowps.cluster.run import Result, run
 from flowps.cluster.run_dir import RunDir
 from flowps.config import Config
@@ -613,6 +614,6 @@ def test_the_pages_of_workers_are_named_with_their_hosts():
 
 
 def test_bounds_are_round_and_ascend():
-    assert np.all(np.diff(prometheus._BOUNDS_S) > 0)
-    assert prometheus._BOUNDS_S[0] == 1e-5
-    assert prometheus._BOUNDS_S[-1] == 50
+    assert np.all(np.diff(families.BOUNDS_S) > 0)
+    assert families.BOUNDS_S[0] == 1e-5
+    assert families.BOUNDS_S[-1] == 50
