@@ -53,8 +53,12 @@ def collect(run: Run, run_id: str, workers: Sequence[str], path: Path) -> str:
 
 
 def _ahead(run: Run, address: str) -> float:
-    """Seconds that the clock here is ahead of a worker's: from the fastest of some answers, which came half way between."""
-    return min(_pings(run, address))[1]
+    """Seconds that the clock here is ahead of a worker's: from the fastest of some answers, which came half way between.
+
+    0 where that may be as well, as on the same machine: half way is only a guess.
+    """
+    took, ahead = min(_pings(run, address))
+    return ahead if abs(ahead) > took / 2 else 0.0
 
 
 def _pings(run: Run, address: str) -> Iterable[tuple[float, float]]:

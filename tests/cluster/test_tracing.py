@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flowps.cluster import tracing
 from tests.checkpoint.conftest import disk_of
 from tests.cluster.conftest import Command, train_command
 
@@ -78,3 +80,18 @@ def test_a_disk_that_is_full_in_the_end_costs_only_the_trace(samples: Path, tmp_
             said = command.succeed()
     assert f"trace: {folder / 'out.json'} cannot be written: No space left on device" in said
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(("behind_s", "found_s"), [(0.0, 0.0), (0.004, 0.0), (7.0, 7.0), (-7.0, -7.0)])
+def test_clocks_of_other_machines_are_put_right_and_those_of_this_one_left_alone(
+    monkeypatch: pytest.MonkeyPatch, behind_s: float, found_s: float
+) -> None:
+    """An answer takes 10 ms; a difference of less than half of that may be none."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(tracing, "time", SimpleNamespace(time=lambda: clock.now))
+
+    def run(function: object, workers: list[str]) -> dict[str, float]:
+        clock.now += 0.010
+        return {workers[0]: clock.now - 0.005 - behind_s}
+
+    assert tracing._ahead(run, "tcp://there:1") == pytest.approx(found_s, abs=1e-9)
