@@ -248,8 +248,9 @@ class TestLosses:
         ledger = json.loads((tmp_path / "run" / "summary.json").read_text())["ledger"]
         assert (ledger["trained"], ledger["replayed"]) == (30 * ROWS, 0)
         assert ledger["read"] == ledger["trained"]
-        lost = set(ledger["unlearned"].values())
-        assert len(lost - {0}) == 1, "all that have rows have lost the same steps"
+        lost = set(ledger["unlearned"].values()) - {0}  # one of the three has no rows
+        batch = 32  # a push that was under way may have come back from one of them
+        assert max(lost) - min(lost) <= batch, "all that have rows have lost the same steps"
 
     def test_of_the_command_its_roles_end_and_leave_their_workers_to_others(self, cluster, embedded, tmp_path):
         with closing(cluster.train(tmp_path / "orphan", *LONG)) as command:
