@@ -60,13 +60,28 @@ class Watch:
                     )
                 silent_s = self._silent_s(offer.address, there[offer.address])
                 if silent_s > self._knobs.lost_after_s:
-                    self._expel(offer, there[offer.address])
+                    self._expel(offer.address, there[offer.address])
                     raise LostRoleError(
                         f"worker {offer.name} at {offer.address} has given no sign of life for {silent_s:.0f} s, and {what} {k} is "
                         "lost with it; was it stopped, or its machine overloaded? (cluster.lost_after_s waits longer)",
                         self._only_shards(offer),
                     )
+        self._check_silent_hubs(there)
         self._check_hubs(there)
+
+    def _check_silent_hubs(self, there: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take workers that only read and hang from the cluster, so that Dask reads again what they had; the run goes on."""
+        holders = {offer.address for offer in (*self.assignment.shards, *self.assignment.trainers)}
+        for address, worker in there.items():
+            if address in holders or not self.assignment.may_read({address: worker}):
+                continue
+            silent_s = self._silent_s(address, worker)
+            if silent_s > self._knobs.lost_after_s:
+                self._expel(address, worker)
+                self._remark(
+                    f"worker {worker['name']} at {address} has given no sign of life for {silent_s:.0f} s: what it had to read is "
+                    "read by others (cluster.lost_after_s waits longer)"
+                )
 
     def _only_shards(self, lost: Offer) -> tuple[int, ...]:
         """The shards of a worker; none if it has a trainer too."""
@@ -82,12 +97,11 @@ class Watch:
             self._signs_of_life[address] = sign, now
         return now - self._signs_of_life[address][1]
 
-    def _expel(self, offer: Offer, worker: Mapping[str, Any]) -> None:
+    def _expel(self, address: str, worker: Mapping[str, Any]) -> None:
         """Take a worker that does not answer from the cluster; its nanny, if it has one, starts it anew.
 
         If it wakes, nobody listens: the next attempt has other addresses and another token.
         """
-        address = offer.address
         with suppress(Exception):  # the loss is the error to raise
             if worker["nanny"]:
                 self._client.restart_workers([address], timeout=_RESTART_S, raise_for_error=False)

@@ -52,6 +52,21 @@ def test_a_shard_that_hangs_is_lost_and_nobody_listens_when_it_wakes(samples: Pa
     assert_same(tmp_path / "run", unharmed)
 
 
+def test_a_hub_that_hangs_is_read_around(samples: Path, unharmed: Path, tmp_path: Path) -> None:
+    """Dask itself would wait five minutes. Nobody goes back, and no sample is read twice."""
+    with victim(samples, tmp_path / "run", *MANY) as run:
+        run.wait_for_checkpoint()
+        pid = run.hurt("hub", signal.SIGSTOP)
+        run.command.wait_for(
+            r"^worker hub at \S+ has given no sign of life for \d+ s: what it had to read is read by others", RECOVERY_S
+        )
+        if psutil.pid_exists(pid):
+            os.kill(pid, signal.SIGCONT)
+        run.command.succeed(timeout_s=2 * RECOVERY_S)
+    assert assert_adds_up(tmp_path / "run", EPOCHS * ROWS)["replayed"] == 0
+    assert_same(tmp_path / "run", unharmed)
+
+
 def test_only_the_shard_that_is_lost_goes_back(samples: Path, tmp_path: Path) -> None:
     """Everybody else goes on: nothing is read again, and what the shard has not learned is counted and said."""
     run_dir, said = tmp_path / "run", []
