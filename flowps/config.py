@@ -242,7 +242,7 @@ class Cluster(_Section, frozen=True, kw_only=True):
         Meta(description="network interface of the shards' and trainers' own traffic, as in eth0; empty: that of the Dask worker"),
     ] = ""
     lost_after_s: Annotated[
-        float, Meta(gt=0, le=86_400, description="seconds without a sign of life after which a shard's or trainer's worker is lost")
+        float, Meta(gt=0, le=86_400, description="seconds without a sign of life after which a worker of the run is lost")
     ] = 30.0
     rpc_timeout_s: Annotated[
         float, Meta(gt=0, le=86_400, description="seconds for one lookup or push over the network, its repetitions included")

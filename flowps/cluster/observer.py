@@ -30,7 +30,7 @@ class Observer:
     def __init__(self, plan: Plan, publish: Callable[[Event], None]) -> None:
         self._plan, self._publish = plan, publish
         self._setup: Setup | None = None
-        self._first = self._before = Moment(0.0, {})
+        self._start = self._first = self._before = Moment(0.0, {})
         self._others: dict[int, TrainerStatus] = {}
         self._verdict: Verdict | None = None
 
@@ -42,7 +42,7 @@ class Observer:
                 event.hub_threads, event.tasks_in_flight, event.feed_threads, event.in_flight, len(assignment.shards),
                 not assignment.is_one_process,
             )  # fmt: skip
-            self._first = self._before = Moment(0.0, {}, roles.figures(), roles.usage())
+            self._start = self._first = self._before = Moment(0.0, {}, roles.figures(), roles.usage())
         if not isinstance(event, TrainerStatus):
             return
         if event.trainer:
@@ -58,7 +58,8 @@ class Observer:
         if event.phase == "going":
             self._verdict = judge(self._before, now, self._setup)
         elif event.phase == "trained":
-            self._verdict = judge(self._first, now, self._setup)
+            # Of a run that ends with its first steps: better of those than none.
+            self._verdict = judge(self._first, now, self._setup) or judge(self._start, now, self._setup)
             return
         news = event.phase == "ended" or _name(self._verdict) != _name(known)
         self._before = now

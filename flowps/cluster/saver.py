@@ -68,12 +68,8 @@ class Saver:
         self._deferred: dict[int, AtCut] | None = None  # the last cut, while the checkpoint before it is being written
         self._newest: list[Manifest] = []  # of this attempt, from the last full one on
         self._count = 0
-        self._is_last = False
-
-    @property
-    def is_at_end(self) -> bool:
+        self.is_at_end = False
         """Whether the trainers have come to their last cut."""
-        return self._is_last
 
     @property
     def ledger(self) -> Ledger:
@@ -100,7 +96,7 @@ class Saver:
         if len(self._at) < self._plan.config.trainer.count:
             return
         at, self._at = self._at, {}
-        self._is_last = at[0].last
+        self.is_at_end = at[0].last
         if self._store is None:
             self._ledger = self._ledger_at(at)
         elif self._pending is None:

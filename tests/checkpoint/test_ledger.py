@@ -95,6 +95,16 @@ def test_a_partition_that_is_done_is_done_even_if_it_changes(rows: int) -> None:
     assert after(Taken("a", 10, 10, 10)).rows_trained("a", 10, rows) == rows
 
 
+def test_what_a_shard_has_not_learned_is_kept_and_said_and_changes_no_sum() -> None:
+    ledger = (
+        Ledger().advance(64, 64, [Taken("a", 0, 100, 64)]).come_back("shard 1", 32).come_back("shard 0", 0).come_back("shard 1", 8)
+    )
+    assert ledger.adds_up
+    assert ledger.unlearned == {"shard 1": 40, "shard 0": 0}
+    assert "; rows of shard 1 have not learned 40 of those trained" in ledger.explain()
+    assert ledger.advance(36, 36, [Taken("a", 0, 100, 100)]).next_epoch().go_back(5).unlearned == ledger.unlearned
+
+
 def test_a_ledger_is_plain_json() -> None:
     ledger = after(Taken("a", 0, 10, 10)).next_epoch().advance(3, 2, [Taken("b", 5, 7, 3)], {"no label": 1}).go_back(2)
     assert ledger.rows_trained("b", 5, 7) == 3  # looking something up changes nothing of it

@@ -88,6 +88,14 @@ def test_the_last_verdict_is_that_of_the_training_without_its_first_steps_and_it
     assert "it took 98% of the time" in report.verdict.evidence
 
 
+def test_a_run_that_ends_with_its_first_steps_is_judged_by_them(observe: Observe) -> None:
+    tell, reports = observe
+    tell(*(said(10.0, phase, TrainStep=9.5) for phase in ("warm", "trained", "ended")))
+    (report,) = reports
+    assert report.verdict is not None
+    assert report.verdict.bound_by == "TrainStep"
+
+
 def test_before_the_start_nothing_is_asked(make_plan: Callable[..., Plan]) -> None:
     published, roles = list[Event](), Roles()
     observer = Observer(make_plan(), published.append)

@@ -57,9 +57,7 @@ def test_a_hub_that_hangs_is_read_around(samples: Path, unharmed: Path, tmp_path
     with victim(samples, tmp_path / "run", *MANY) as run:
         run.wait_for_checkpoint()
         pid = run.hurt("hub", signal.SIGSTOP)
-        run.command.wait_for(
-            r"^worker hub at \S+ has given no sign of life for \d+ s: what it had to read is read by others", RECOVERY_S
-        )
+        run.command.wait_for(r"^worker hub at \S+ has given no sign of life for \d+ s: what it had to read", RECOVERY_S)
         if psutil.pid_exists(pid):
             os.kill(pid, signal.SIGCONT)
         run.command.succeed(timeout_s=2 * RECOVERY_S)
