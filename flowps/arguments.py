@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
+import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
 from flowps.config import Config, Slot, SlotDefault
-from flowps.errors import ConfigError
+from flowps.errors import ConfigError, FlowpsError
 from flowps.knob import Knob, closest, knobs, load, slot_knob
 from flowps.version import __version__
 
@@ -57,6 +59,18 @@ def parse(command: str, description: str, argv: Sequence[str]) -> Config:
     values = vars(found)
     toml = values.pop("toml")
     return load(toml, [(path, _as_list(value)) for path, value in values.items()])
+
+
+def run_command(work: Callable[[], object]) -> int:
+    """Do the work of a command that only reads runs: its exit status; errors for people are one line on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a slot's name may hold what the terminal cannot show
+    try:
+        work()
+    except FlowpsError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 def _slot_knobs(argv: Sequence[str]) -> Iterator[Knob]:

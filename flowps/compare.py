@@ -21,7 +21,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from flowps.errors import ConfigError, FlowpsError, OutputError, RunDirError
+from flowps.arguments import run_command
+from flowps.errors import ConfigError, OutputError, RunDirError
 from flowps.run_record import RunRecord, names_of, read_run, stages_of
 from flowps.status.progress import PlainConsole
 from flowps.status.stage import RELATIVE_ERROR
@@ -313,14 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to standard output")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the stages and rates: a .png or .svg file")
     options = parser.parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a slot's name may hold what the terminal cannot show
-    try:
-        _run(options)
-    except FlowpsError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_command(lambda: _run(options))
 
 
 if __name__ == "__main__":

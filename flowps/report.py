@@ -9,7 +9,6 @@ went. Exit status: 0, or 1 for a directory that is no run's or a file that canno
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,10 +21,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
 
+from flowps.arguments import run_command
 from flowps.checkpoint.ledger import Ledger
 from flowps.cluster.announce import announce_shards
 from flowps.cluster.shard_report import PlacementReport, balance
-from flowps.errors import FlowpsError, OutputError
+from flowps.errors import OutputError
 from flowps.knob import knobs
 from flowps.run_record import RunRecord, read_run, stages_of
 from flowps.status.event import Interval, Metrics, Started
@@ -354,17 +354,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the directory that a run has left")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures, in one file")
     options = parser.parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a slot's name may hold what the terminal cannot show
-    try:
+
+    def work() -> None:
         record = read_run(options.run_dir)
         report(record, PlainConsole())
         if options.html is not None:
             _write(options.html, page(record))
-    except FlowpsError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

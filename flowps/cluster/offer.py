@@ -91,6 +91,22 @@ def ask(client: distributed.Client, interface: str) -> list[Offer]:
     return sorted(offers, key=lambda offer: _natural(offer.name))
 
 
+def scheduler_lacks(client: distributed.Client) -> str:
+    """What the scheduler's machine lacks to run functions of this flowps, in words; "" if nothing."""
+
+    def version() -> str:  # goes there whole: that machine may have no flowps
+        try:
+            from flowps.version import __version__ as found
+        except ImportError:
+            return ""
+        return found
+
+    there = client.run_on_scheduler(version)
+    if there == __version__:
+        return ""
+    return f"its machine has {f'flowps {there}' if there else 'no flowps'}, this command has flowps {__version__}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches the address."""
     try:

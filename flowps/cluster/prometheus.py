@@ -29,10 +29,9 @@ from prometheus_client.registry import Collector
 
 from flowps.checkpoint.ledger import Ledger
 from flowps.cluster.families import COUNTERS, LEDGER, MOST_SLOTS, OTHER, Families, add_run, add_shard, add_stages, metric_name
-from flowps.cluster.offer import TRAINER_KEY
+from flowps.cluster.offer import TRAINER_KEY, scheduler_lacks
 from flowps.cluster.role_status import statuses_here
 from flowps.status.figures import ShardFigures
-from flowps.version import __version__
 
 TARGETS = "/flowps/targets.json"
 """Where on the scheduler's port Prometheus finds (`http_sd_configs`) the pages of all processes: workers take any port."""
@@ -71,19 +70,11 @@ def tell_ledger(run_id: str, ledger: Ledger | None, log_event: Callable[[str, An
 def serve_runs(client: distributed.Client, say: Callable[[str], None]) -> None:
     """Have the scheduler's page say what is known of runs as a whole; where it cannot, say so, and that is all."""
 
-    def version() -> str:  # goes there whole: the scheduler's machine may have no flowps
-        try:
-            from flowps.version import __version__ as found
-        except ImportError:
-            return ""
-        return found
-
     try:
-        there = client.run_on_scheduler(version)
-        if there == __version__:
+        why = scheduler_lacks(client)
+        if not why:
             client.register_plugin(RunsPlugin())
             return
-        why = f"its machine has {f'flowps {there}' if there else 'no flowps'}, this command has flowps {__version__}"
     except Exception as error:  # whatever it is, the run can do without
         why = f"{type(error).__name__}: {error}"
     say(

@@ -6,12 +6,12 @@ feed was doing meanwhile (`WAITS`), and from there the figures of hub and shards
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from flowps.status.figures import Moment, Setup, ShardFigures
-from flowps.status.stage import StageSummary
+from flowps.status.window import ShardWindow, Window
 
 WAITS = ("TrainerWaitForPermit", "TrainerWaitForRead", "TrainerWaitForLookup", "TrainerWaitForStage")
 """Stages into which the feed queue splits TrainerWait, in the order a feed passes them."""
@@ -47,7 +47,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def judge(before: Moment | None, now: Moment, setup: Setup) -> Verdict | None:
     """What bounded the run between two moments, or since its begin; None if nothing was trained."""
-    window = _Window(before, now)
+    window = Window(before, now)
     if window.seconds <= 0 or not window.count("TrainStep"):
         return None
     cut, waited = window.share("CheckpointPause"), window.share("TrainerWait")
@@ -85,77 +85,7 @@ def judge(before: Moment | None, now: Moment, setup: Setup) -> Verdict | None:
     )
 
 
-class _Window:
-    """Differences of two moments."""
-
-    def __init__(self, before: Moment | None, now: Moment) -> None:
-        self._before, self._now = before, now
-        self.seconds = now.seconds - (before.seconds if before is not None else 0.0)
-        earlier = {shard.shard: shard for shard in before.shards} if before is not None else {}
-        self.shards = [_ShardWindow(earlier.get(shard.shard), shard, self.seconds) for shard in now.shards]
-
-    def spent(self, name: str) -> float:
-        """Seconds in a stage of the trainer."""
-        return _difference(self._before.stages if self._before is not None else {}, self._now.stages, name)
-
-    def share(self, name: str) -> float:
-        """Of the window."""
-        return self.spent(name) / self.seconds
-
-    def count(self, name: str) -> int:
-        """How often a stage was passed."""
-        there = self._now.stages.get(name)
-        earlier = self._before.stages.get(name) if self._before is not None else None
-        return 0 if there is None else there.count - (earlier.count if earlier is not None else 0)
-
-    def figures(self, name: str) -> str:
-        """P50 and P99, in words."""
-        there = self._now.stages.get(name)
-        return "" if there is None else f" (P50 {_time(there.p50_us)}, P99 {_time(there.p99_us)})"
-
-    def cpu(self) -> tuple[float, int] | None:
-        """How busy the cores of the trainer's host were with this run, and how many they are; its process is the first."""
-        if self._before is None or not self._now.usage or not self._before.usage:
-            return None
-        host = self._now.usage[0].host
-        earlier = {of.process: of.cpu_s for of in self._before.usage}
-        # A process that is new may be older than the window: it does not count yet.
-        spent = sum(of.cpu_s - earlier[of.process] for of in self._now.usage if of.host == host and of.process in earlier)
-        cores = max(of.cores for of in self._now.usage if of.host == host)
-        return spent / self.seconds / cores, cores
-
-
-class _ShardWindow:
-    """Of one shard."""
-
-    def __init__(self, before: ShardFigures | None, now: ShardFigures, seconds: float) -> None:
-        if before is not None and before.process != now.process:
-            before = None  # it is a new one, after a loss
-        self._before, self._now, self._seconds = before, now, seconds
-        self.number = now.shard
-
-    def spent(self, *names: str) -> float:
-        """Seconds in stages of the shard."""
-        stages: Mapping[str, StageSummary] = self._before.stages if self._before is not None else {}
-        return sum(_difference(stages, self._now.stages, name) for name in names)
-
-    @property
-    def busy(self) -> float:
-        """Share of the time in which it worked; more than 1 where lookups and pushes overlap."""
-        return self.spent("Lookup", "Push", "Reply") / self._seconds
-
-    def heaviest(self) -> tuple[str, float] | None:
-        """The slot with most signs, and its share of them."""
-        earlier = self._before.signs if self._before is not None else {}
-        signs = {slot: count - earlier.get(slot, 0) for slot, count in self._now.signs.items()}
-        total = sum(signs.values())
-        if len(signs) < 2 or not total:
-            return None
-        slot = max(signs, key=lambda name: signs[name])
-        return slot, signs[slot] / total
-
-
-def _by_cpu(window: _Window, busy: float, cores: int) -> Verdict:
+def _by_cpu(window: Window, busy: float, cores: int) -> Verdict:
     stages = {name: window.spent(name) for name in (STEP, LOOKUP, PUSH, DECODE)}
     total = sum(stages.values()) or 1.0
     parts = ", ".join(f"{name} {spent / total:.0%}" for name, spent in sorted(stages.items(), key=lambda item: -item[1]) if spent)
@@ -168,7 +98,7 @@ def _by_cpu(window: _Window, busy: float, cores: int) -> Verdict:
     )
 
 
-def _by_permits(window: _Window, setup: Setup, said: str) -> Verdict:
+def _by_permits(window: Window, setup: Setup, said: str) -> Verdict:
     pushing = window.share("PushGrad")
     slowest = _slowest(window, "Push")
     if pushing >= _BUSY and setup.in_flight > 1:
@@ -192,7 +122,7 @@ def _by_permits(window: _Window, setup: Setup, said: str) -> Verdict:
     )  # fmt: skip
 
 
-def _by_hub(window: _Window, setup: Setup, said: str) -> Verdict:
+def _by_hub(window: Window, setup: Setup, said: str) -> Verdict:
     if window.spent("HubTransfer") > window.spent("HubWait"):
         return Verdict(
             TRANSFER,
@@ -214,7 +144,7 @@ def _by_hub(window: _Window, setup: Setup, said: str) -> Verdict:
     )
 
 
-def _by_lookup(window: _Window, setup: Setup, said: str) -> Verdict:
+def _by_lookup(window: Window, setup: Setup, said: str) -> Verdict:
     slowest = _slowest(window, "Lookup")
     if slowest is None:
         return Verdict(
@@ -255,7 +185,7 @@ def _by_lookup(window: _Window, setup: Setup, said: str) -> Verdict:
     )  # fmt: skip
 
 
-def _wire(window: _Window, shard: _ShardWindow, call: str, work: str, said: str, *more: str) -> Verdict:
+def _wire(window: Window, shard: ShardWindow, call: str, work: str, said: str, *more: str) -> Verdict:
     name = f"{call}Shard{shard.number}"
     what = "lookups" if call == "Lookup" else "pushes"
     way = _on_the_way(window, shard, call, work, *more)
@@ -268,26 +198,17 @@ def _wire(window: _Window, shard: _ShardWindow, call: str, work: str, said: str,
     )
 
 
-def _slowest(window: _Window, call: str) -> _ShardWindow | None:
+def _slowest(window: Window, call: str) -> ShardWindow | None:
     """The shard whose calls took longest: by the trainer's clock, or by its own where it shares the trainer's process."""
     if not window.shards:
         return None
     return max(window.shards, key=lambda shard: (window.spent(f"{call}Shard{shard.number}"), shard.spent(call)))
 
 
-def _on_the_way(window: _Window, shard: _ShardWindow, call: str, *work: str) -> float:
+def _on_the_way(window: Window, shard: ShardWindow, call: str, *work: str) -> float:
     """Share of the calls' time that the shard did not work, nor had them wait for a thread."""
     called = window.spent(f"{call}Shard{shard.number}")
     return max(0.0, called - shard.spent(*work, "QueueWait")) / called if called else 0.0
-
-
-def _difference(before: Mapping[str, StageSummary], now: Mapping[str, StageSummary], name: str) -> float:
-    there, earlier = now.get(name), before.get(name)
-    return 0.0 if there is None else max(0.0, there.total_us - (earlier.total_us if earlier is not None else 0.0)) / 1e6
-
-
-def _time(us: float) -> str:
-    return f"{us:.0f} µs" if us < 1000 else f"{us / 1000:.1f} ms"
 
 
 def worst_slots(shards: Sequence[ShardFigures], count: int) -> list[tuple[str, float]]:

@@ -23,6 +23,7 @@ from bokeh.models.widgets.markups import Div
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from flowps.checkpoint.ledger import Ledger
+from flowps.cluster import offer
 from flowps.cluster.dashboard import board as boards
 from flowps.cluster.dashboard import courier as couriers
 from flowps.cluster.dashboard import html, show
@@ -507,7 +508,7 @@ def test_a_scheduler_with_another_flowps_refuses(
     served: tuple[distributed.Client, str], make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, dashboard = served
-    monkeypatch.setattr(show, "__version__", "99")
+    monkeypatch.setattr(offer, "__version__", "99")
     with shown_on(client, dashboard, make_plan(), "a") as (shown, said):
         shown(events.PROGRESS)
     assert said == [

@@ -6,7 +6,6 @@ Called by the thread that watches the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from msgspec.structs import replace
 
@@ -25,15 +24,14 @@ from flowps.status.event import (
     StatusReport,
     TrainerStatus,
 )
-from flowps.status.figures import ShardFigures
+from flowps.status.figures import Moment
 from flowps.status.lines import lines
-from flowps.status.stage import StageSummary
 from flowps.status.verdict import WAITS
+from flowps.status.window import Window
 
 _NOTES = 40
 _SMOOTHED = 60  # values, of which there are two a second
 _SHOWN_SHARDS = 32  # the busiest
-_WORK = ("Lookup", "Push", "Reply")  # the stages of a shard in which it works
 _WAITS_FOR = ("waits for a permit", "waits for data", "waits for lookups", "waits for staging")
 _BUDGET = {"TrainStep": "steps", **dict(zip(WAITS, _WAITS_FOR, strict=True)), "CheckpointPause": "checkpoints"}
 
@@ -139,23 +137,23 @@ def _finish(event: Finished) -> dict[str, object]:
 
 def _report(before: StatusReport | None, first: StatusReport | None, now: StatusReport) -> dict[str, object]:
     """What a report says, and how it differs from `before`, or from nothing; processes from the `first`."""
-    window_s = now.seconds - (before.seconds if before is not None else 0.0)
-    earlier = before.stages if before is not None else {}
-    share = {name: _share(earlier, now.stages, name, window_s) for name in now.stages}
-    known = {of.shard: of for of in before.shards} if before is not None else {}
-    shards = [_shard(known.get(of.shard), of, window_s) for of in now.shards]
+    earlier, since_when = (None if of is None else _moment(of) for of in (before, before or first))
+    window, since = Window(earlier, _moment(now)), Window(since_when, _moment(now))
+    shards = [
+        ShardLine(of.shard, of.worker, there.busy, of.rows, of.capacity_rows, of.bytes, of.in_flight, of.hit_rate)
+        for of, there in zip(now.shards, window.shards, strict=True)
+    ]
     busiest = sorted(shards, key=lambda line: -line.busy)[:_SHOWN_SHARDS]
-    since = before or first
     return {
-        "window_s": window_s,
-        "stages": [StageLine(name, of.count, of.p50_us, of.p95_us, share[name]) for name, of in now.stages.items()],
-        "budget": [(what, share[name]) for name, what in _BUDGET.items() if share.get(name)],
+        "window_s": window.seconds,
+        "stages": [StageLine(name, of.count, of.p50_us, of.p95_us, window.share(name)) for name, of in now.stages.items()],
+        "budget": [(what, window.share(name)) for name, what in _BUDGET.items() if window.share(name)],
         "shards": sorted(busiest, key=lambda line: line.shard),
         "num_shards": len(shards),
         "rows": sum(line.rows for line in shards),
         "rows_bytes": sum(line.bytes for line in shards),
         "in_flight": max((line.in_flight for line in shards), default=0),
-        "cores_busy": None if since is None else _cores_busy(since, now),
+        "cores_busy": since.cores_busy(),
         "cores": sum({of.host: of.cores for of in now.usage}.values()),
         "rss_bytes": sum(of.rss_bytes for of in now.usage),
         "processes": len(now.usage),
@@ -163,27 +161,8 @@ def _report(before: StatusReport | None, first: StatusReport | None, now: Status
     }  # fmt: skip
 
 
-def _shard(before: ShardFigures | None, now: ShardFigures, window_s: float) -> ShardLine:
-    # One that is new, after a loss, has worked nowhere but in this window.
-    earlier: Mapping[str, StageSummary] = before.stages if before is not None and before.process == now.process else {}
-    busy = sum(_share(earlier, now.stages, name, window_s) for name in _WORK)
-    return ShardLine(now.shard, now.worker, busy, now.rows, now.capacity_rows, now.bytes, now.in_flight, now.hit_rate)
-
-
-def _share(before: Mapping[str, StageSummary], now: Mapping[str, StageSummary], name: str, window_s: float) -> float:
-    """Of the window, that passed in a stage."""
-    there, earlier = now.get(name), before.get(name)
-    if there is None or window_s <= 0:
-        return 0.0
-    return max(0.0, there.total_us - (earlier.total_us if earlier is not None else 0.0)) / 1e6 / window_s
-
-
-def _cores_busy(before: StatusReport, now: StatusReport) -> float | None:
-    """How many cores the processes have used between two reports; one that is new may be older, and does not count yet."""
-    seconds, earlier = now.seconds - before.seconds, {of.process: of.cpu_s for of in before.usage}
-    if seconds <= 0:
-        return None
-    return sum(max(0.0, of.cpu_s - earlier[of.process]) for of in now.usage if of.process in earlier) / seconds
+def _moment(report: StatusReport) -> Moment:
+    return Moment(report.seconds, report.stages, report.shards, report.usage)
 
 
 def _counted(number: int, what: str) -> str:

@@ -15,10 +15,10 @@ from flowps.cluster.dashboard.board import PAGE, register
 from flowps.cluster.dashboard.courier import Courier
 from flowps.cluster.dashboard.follower import Follower
 from flowps.cluster.dashboard.glance import Glance
+from flowps.cluster.offer import scheduler_lacks
 from flowps.cluster.plan import Plan
 from flowps.errors import StoppedError
 from flowps.status.event import Event, Finished
-from flowps.version import __version__
 
 
 class Shown:
@@ -89,18 +89,7 @@ def show_run(
 def refusal(client: Any) -> str:
     """Have the scheduler serve the page; why it does not, or else ""."""
 
-    def version() -> str:  # goes there whole: the scheduler's machine may have no flowps
-        try:
-            from flowps.version import __version__ as found
-        except ImportError:
-            return ""
-        return found
-
     try:
-        there = client.run_on_scheduler(version)
-        if there != __version__:
-            has = f"flowps {there}" if there else "no flowps"
-            return f"its machine has {has}, this command has flowps {__version__}"
-        return str(client.run_on_scheduler(register))
+        return scheduler_lacks(client) or str(client.run_on_scheduler(register))
     except Exception as error:  # whatever it is, of a scheduler that this command knows nothing of, the run can do without
         return f"{type(error).__name__}: {error}"
