@@ -7,6 +7,7 @@ this machine's processes, as far as the use of cores goes.
 from __future__ import annotations
 
 import os
+import pkgutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,22 @@ from typing import Any
 Replace = Callable[[object, str, object], None]
 
 
+_STAGES = {
+    "decode": ("flowps.hub.stream", "decode"),
+    "transfer": ("distributed:Future", "result"),  # the hub's stream has waited for a task before it asks for the result
+    "lookup": ("flowps.ps.table:Table", "_pool"),
+    "wire": ("flowps.ps.wire.remote:RemoteShard", "_send"),
+    "stage": ("flowps.trainer.step:Step", "stage"),
+    "step": ("flowps.trainer.step:Step", "train"),
+    "push": ("flowps.ps.table:Table", "push"),
+    "checkpoint": ("flowps.cluster.shard_role:ShardActor", "save"),
+}
+
+
 def slow(stage: str, seconds: float, replace: Replace) -> None:
     """Replace one function of flowps by a slower one; `replace` is setattr, or a monkeypatch's."""
-    owner, name = _STAGES[stage]()
+    place, name = _STAGES[stage]
+    owner = pkgutil.resolve_name(place)  # imported only where it is slowed
     function = getattr(owner, name)
 
     def slowed(*arguments: Any, **named: Any) -> Any:
@@ -24,61 +38,6 @@ def slow(stage: str, seconds: float, replace: Replace) -> None:
         return function(*arguments, **named)
 
     replace(owner, name, slowed)
-
-
-def _decode() -> tuple[object, str]:
-    from flowps.hub import stream
-
-    return stream, "decode"
-
-
-def _transfer() -> tuple[object, str]:
-    """The hub's stream has waited for a task before it asks for the result."""
-    import distributed
-
-    return distributed.Future, "result"
-
-
-def _lookup() -> tuple[object, str]:
-    from flowps.ps.table import Table
-
-    return Table, "_pool"
-
-
-def _wire() -> tuple[object, str]:
-    from flowps.ps.wire.remote import RemoteShard
-
-    return RemoteShard, "_send"
-
-
-def _stage() -> tuple[object, str]:
-    from flowps.trainer.step import Step
-
-    return Step, "stage"
-
-
-def _step() -> tuple[object, str]:
-    from flowps.trainer.step import Step
-
-    return Step, "train"
-
-
-def _push() -> tuple[object, str]:
-    from flowps.ps.table import Table
-
-    return Table, "push"
-
-
-def _checkpoint() -> tuple[object, str]:
-    from flowps.cluster.shard_role import ShardActor
-
-    return ShardActor, "save"
-
-
-_STAGES: dict[str, Callable[[], tuple[object, str]]] = {
-    "decode": _decode, "transfer": _transfer, "lookup": _lookup, "wire": _wire, "stage": _stage, "step": _step, "push": _push,
-    "checkpoint": _checkpoint,
-}  # fmt: skip
 
 
 def dask_setup(worker: Any) -> None:
