@@ -20,6 +20,7 @@ Initializer = Literal["zeros", "constant", "uniform", "normal", "truncated_norma
 Storage = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
+Units = tuple[Annotated[int, Meta(ge=1, le=65_536)], ...]
 
 
 class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -153,11 +154,25 @@ class Data(_Section, frozen=True, kw_only=True):
 
 
 class Net(_Section, frozen=True, kw_only=True):
-    """Shape of the built-in dense networks."""
+    """Shape and regularisation of the built-in dense networks."""
 
-    hidden: Annotated[
-        tuple[Annotated[int, Meta(ge=1, le=65_536)], ...], Meta(description="units of the hidden layers, ReLU between")
-    ] = (128, 64)
+    hidden: Annotated[Units, Meta(description="units of the hidden layers, ReLU between")] = (128, 64)
+    dropout: Annotated[float, Meta(ge=0, lt=1, description="share of every hidden layer's units left out of a training step")] = 0.0
+    batch_norm: Annotated[bool, Meta(description="normalise every hidden layer over the batch, before its ReLU")] = False
+    l2: Annotated[float, Meta(ge=0, le=1e6, description="L2 strength of the kernels of the dense layers, as Keras's L2")] = 0.0
+    cross_layers: Annotated[int, Meta(ge=1, le=64, description="dcn: cross layers")] = 3
+    cross_rank: Annotated[NonNegative, Meta(le=65_536, description="dcn: rank of a cross layer's matrix; 0: full")] = 0
+    cin: Annotated[Units, Meta(description="xdeepfm: feature maps of the layers of its compressed interaction network")] = (64, 64)
+    attention_layers: Annotated[int, Meta(ge=1, le=64, description="autoint: self-attention layers over the slots")] = 2
+    attention_heads: Annotated[int, Meta(ge=1, le=64, description="autoint: heads of a self-attention layer")] = 2
+    attention_dim: Annotated[int, Meta(ge=1, le=4096, description="autoint: floats of a head")] = 16
+    bottom: Annotated[
+        Units, Meta(description="dlrm: hidden units between the dense columns and their vector of the slots' dim")
+    ] = (64,)
+    target: Annotated[str, Meta(description="din: the slot whose vector the history is compared with")] = ""
+    activation_unit: Annotated[Units, Meta(description="din: hidden units of the network that weighs the history")] = (36,)
+    tower: Annotated[Units, Meta(description="shared_bottom, mmoe: hidden units of each label's own network")] = (32,)
+    experts: Annotated[int, Meta(ge=1, le=1024, description="mmoe: experts, each with the layers of hidden")] = 4
 
 
 class Trainer(_Section, frozen=True, kw_only=True):
@@ -327,7 +342,11 @@ class Config(_Section, frozen=True, kw_only=True):
     """A run."""
 
     model: Annotated[
-        str, Meta(description='dnn, deepfm, lr, or your own: "my_module:build", a function from a ModelSpec to a keras.Model')
+        str,
+        Meta(
+            description="dnn, lr, fm, wide_deep, deepfm, dcn, xdeepfm, autoint, dlrm, din, for several labels shared_bottom, mmoe, "
+            'or your own: "my_module:build", a function from a ModelSpec to a keras.Model'
+        ),
     ] = "dnn"
     epochs: Annotated[int, Meta(ge=1, le=1_000_000_000, description="passes over data.train")] = 1
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1, description="seed of shuffling, rows and dense weights")] = 0

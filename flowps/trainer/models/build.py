@@ -32,7 +32,7 @@ def build(name: str, spec: ModelSpec, precision: str = "float32", seed: int = 0)
 
     A module is looked for on the path and in the working directory.
     Raises ModelError when it cannot be found, raises, is no keras.Model, does not take the spec's inputs, does not give one logit
-    per sample ([batch, 1] or [batch]), gives NaN or infinity for an input of zeros, or could not be saved.
+    per sample and label ([batch, labels], of one label also [batch]), gives NaN or infinity for an input of zeros, or could not be saved.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
@@ -75,10 +75,12 @@ def _try(name: str, model: keras.Model, spec: ModelSpec, samples: int) -> None:
             f"model {name!r} cannot be called with inputs {{{', '.join(f'{k}: {v.shape}' for k, v in zeros.items())}}}: "
             f"{type(error).__name__}: {error}; build it from spec.inputs()"
         ) from error
-    if logits.shape not in ((samples, 1), (samples,)):
+    labels = len(spec.labels)
+    if logits.shape not in ((samples, labels), *([(samples,)] if labels == 1 else [])):
+        per = "one logit per sample, [batch, 1]" if labels == 1 else f"a logit for each label, [batch, {labels}]"
         raise ModelError(
-            f"model {name!r} gives shape {logits.shape} for {samples} samples; expected one logit per sample, [batch, 1]: "
-            "end it with keras.layers.Dense(1)"
+            f"model {name!r} gives shape {logits.shape} for {samples} samples; expected {per}: "
+            f"end it with keras.layers.Dense({labels})"
         )
     if not np.isfinite(logits).all():
         raise ModelError(f"model {name!r} gives {logits.reshape(-1)[0]} for an input of zeros; expected finite logits")

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import msgspec
 import numpy as np
 
+from flowps.config import Net
 from flowps.errors import ModelError
 
 
@@ -32,27 +34,43 @@ class SlotSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The inputs of a model and the shape asked of the built-in ones.
+    """The inputs of a model, what it predicts, and the shape asked of the built-in ones.
 
     slots        in the order of the `embeddings` input
     dense_width  columns of the `dense_columns` input
-    hidden       units of hidden layers (`net.hidden`)
+    net          the knobs `net.*`
+    labels       the label columns, each a task: the model gives one logit for each
+    dense_names  of the dense columns; empty where nobody has named them
     """
 
     slots: tuple[SlotSpec, ...]
     dense_width: int
-    hidden: tuple[int, ...] = (128, 64)
+    net: Net = Net()
+    labels: tuple[str, ...] = ("label",)
+    dense_names: tuple[str, ...] = ()
 
     @staticmethod
     def of(
-        names: Sequence[str], dims: Sequence[int], dense_width: int, hidden: Sequence[int], max_lens: Sequence[int] = ()
+        names: Sequence[str], dims: Sequence[int], dense_width: int, hidden: Sequence[int] | None = None,
+        max_lens: Sequence[int] = (), *, net: Net = Net(), labels: Sequence[str] = ("label",), dense_names: Sequence[str] = (),
     ) -> ModelSpec:  # fmt: skip
-        """A spec of slots that stand one after the other; `max_lens`: of each slot, 0 where it is pooled."""
+        """A spec of slots that stand one after the other.
+
+        hidden    instead of `net.hidden`
+        max_lens  of each slot, 0 where it is pooled
+        """
         slots, column = [], 0
         for name, dim, max_len in zip(names, dims, max_lens or [0] * len(dims), strict=True):
             slots.append(SlotSpec(name, dim, column, max_len))
             column += slots[-1].width
-        return ModelSpec(tuple(slots), dense_width, tuple(hidden))
+        if hidden is not None:
+            net = msgspec.structs.replace(net, hidden=tuple(hidden))
+        return ModelSpec(tuple(slots), dense_width, net, tuple(labels), tuple(dense_names))
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Units of hidden layers (`net.hidden`)."""
+        return self.net.hidden
 
     @property
     def width(self) -> int:
@@ -107,3 +125,28 @@ class ModelSpec:
             found = ", ".join(f"{slot.name}: {slot.dim}" for slot in self.slots[:8])
             raise ModelError(f"this model needs slots of one dim, found {found}; give all slots the same dim")
         return keras.layers.Reshape((len(self.slots), dims.pop()))(embeddings)
+
+    # --- what the built-in models are made of -----------------------------------------------------------------------------
+
+    def mlp(self, x: Any, hidden: Sequence[int] | None = None) -> Any:
+        """Layers of `hidden` units (`net.hidden` by default), each: dense, batch normalisation, ReLU, dropout, as `net` asks."""
+        for units in self.hidden if hidden is None else hidden:
+            x = keras.layers.Dense(units, kernel_regularizer=self.l2())(x)
+            if self.net.batch_norm:
+                x = keras.layers.BatchNormalization()(x)
+            x = keras.layers.ReLU()(x)
+            if self.net.dropout:
+                x = keras.layers.Dropout(self.net.dropout)(x)
+        return x
+
+    def l2(self) -> keras.regularizers.Regularizer | None:
+        """What `net.l2` asks of a layer's weights."""
+        return keras.regularizers.L2(self.net.l2) if self.net.l2 else None
+
+    def one_label(self, model: str) -> None:
+        """Raise ModelError where there are several labels: `model` has one logit."""
+        if len(self.labels) > 1:
+            raise ModelError(
+                f"model {model!r} predicts one label, but there are {len(self.labels)}: {', '.join(self.labels)}; choose "
+                "shared_bottom or mmoe, write your own, or leave out data.extra_labels"
+            )
