@@ -32,7 +32,8 @@ def build(name: str, spec: ModelSpec, precision: str = "float32", seed: int = 0)
 
     A module is looked for on the path and in the working directory.
     Raises ModelError when it cannot be found, raises, is no keras.Model, does not take the spec's inputs, does not give one logit
-    per sample and label ([batch, labels], of one label also [batch]), gives NaN or infinity for an input of zeros, or could not be saved.
+    per sample and label ([batch, labels], of one label also [batch]), gives NaN or infinity for an input of zeros, or could not be
+    saved.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)

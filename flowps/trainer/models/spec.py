@@ -13,6 +13,8 @@ import numpy as np
 from flowps.config import Net
 from flowps.errors import ModelError
 
+_DEFAULTS = Net()
+
 
 @dataclass(frozen=True)
 class SlotSpec:
@@ -45,14 +47,14 @@ class ModelSpec:
 
     slots: tuple[SlotSpec, ...]
     dense_width: int
-    net: Net = Net()
+    net: Net = _DEFAULTS
     labels: tuple[str, ...] = ("label",)
     dense_names: tuple[str, ...] = ()
 
     @staticmethod
     def of(
         names: Sequence[str], dims: Sequence[int], dense_width: int, hidden: Sequence[int] | None = None,
-        max_lens: Sequence[int] = (), *, net: Net = Net(), labels: Sequence[str] = ("label",), dense_names: Sequence[str] = (),
+        max_lens: Sequence[int] = (), *, net: Net = _DEFAULTS, labels: Sequence[str] = ("label",), dense_names: Sequence[str] = (),
     ) -> ModelSpec:  # fmt: skip
         """A spec of slots that stand one after the other.
 
