@@ -160,7 +160,7 @@ def test_an_unknown_name_is_refused_with_a_suggestion(name: str, near: str):
     message = str(caught.value)
     assert message.startswith(f"model {name!r} is unknown; ")
     assert (f"did you mean {near}?" in message) == bool(near)
-    assert "built in are dnn, deepfm, lr" in message
+    assert "built in are dnn, lr, fm, wide_deep, deepfm, " in message
     assert "my_module:build" in message
 
 

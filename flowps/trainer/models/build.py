@@ -16,12 +16,34 @@ import numpy as np
 from keras.src.random import seed_generator
 
 from flowps.errors import ModelError
+from flowps.trainer.models.autoint import autoint
+from flowps.trainer.models.dcn import dcn
 from flowps.trainer.models.deepfm import deepfm
+from flowps.trainer.models.din import din
+from flowps.trainer.models.dlrm import dlrm
 from flowps.trainer.models.dnn import dnn
+from flowps.trainer.models.fm import fm
 from flowps.trainer.models.lr import lr
+from flowps.trainer.models.mmoe import mmoe
+from flowps.trainer.models.shared_bottom import shared_bottom
 from flowps.trainer.models.spec import ModelSpec
+from flowps.trainer.models.wide_deep import wide_deep
+from flowps.trainer.models.xdeepfm import xdeepfm
 
-BUILT_IN: dict[str, Callable[[ModelSpec], keras.Model]] = {"dnn": dnn, "deepfm": deepfm, "lr": lr}
+BUILT_IN: dict[str, Callable[[ModelSpec], keras.Model]] = {
+    "dnn": dnn,
+    "lr": lr,
+    "fm": fm,
+    "wide_deep": wide_deep,
+    "deepfm": deepfm,
+    "dcn": dcn,
+    "xdeepfm": xdeepfm,
+    "autoint": autoint,
+    "dlrm": dlrm,
+    "din": din,
+    "shared_bottom": shared_bottom,
+    "mmoe": mmoe,
+}
 
 
 def build(name: str, spec: ModelSpec, precision: str = "float32", seed: int = 0) -> keras.Model:

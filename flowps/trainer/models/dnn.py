@@ -9,8 +9,6 @@ from flowps.trainer.models.spec import ModelSpec
 
 def dnn(spec: ModelSpec) -> keras.Model:
     """logit = Dense(1)(ReLU layers of `spec.hidden` over [embeddings, dense])."""
+    spec.one_label("dnn")
     inputs = spec.inputs()
-    x = spec.concatenated(inputs)
-    for units in spec.hidden:
-        x = keras.layers.Dense(units, activation="relu")(x)
-    return keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(x), name="dnn")
+    return keras.Model(inputs, spec.logit(spec.mlp(spec.concatenated(inputs))), name="dnn")

@@ -119,9 +119,11 @@ class ModelSpec:
         return keras.ops.less(np.arange(slot.max_len, dtype=np.int32), lengths[:, at : at + 1])
 
     def stacked(self, embeddings: Any) -> Any:
-        """The vectors as [batch, slot, dim]. Raises ModelError unless all slots are pooled and have one dim."""
+        """The vectors as [batch, slot, dim]. Raises ModelError unless there are slots, all pooled and of one dim."""
         if self.sequences:
             raise ModelError(f"this model needs pooled slots, but {self.sequences[0].name!r} has pooling none; choose sum or mean")
+        if not self.slots:
+            raise ModelError("this model multiplies the vectors of slots, but there are no slots; choose dnn or lr, or add slots")
         dims = {slot.dim for slot in self.slots}
         if len(dims) != 1:
             found = ", ".join(f"{slot.name}: {slot.dim}" for slot in self.slots[:8])
@@ -140,6 +142,10 @@ class ModelSpec:
             if self.net.dropout:
                 x = keras.layers.Dropout(self.net.dropout)(x)
         return x
+
+    def logit(self, x: Any, use_bias: bool = True) -> Any:
+        """w·x + b in float32, [batch, 1], whatever the precision of the other layers."""
+        return keras.layers.Dense(1, use_bias=use_bias, kernel_regularizer=self.l2(), dtype="float32")(x)
 
     def l2(self) -> keras.regularizers.Regularizer | None:
         """What `net.l2` asks of a layer's weights."""
