@@ -7,7 +7,7 @@ import io
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
@@ -43,13 +43,7 @@ def parse(command: str, description: str, argv: Sequence[str]) -> Config:
     parser.add_argument("toml", nargs="?", type=Path, metavar="run.toml", help="a run's description; knobs below override it")
     parser.add_argument("--version", action="version", version=f"flowps {__version__}")
     argv = [_underscored(arg) for arg in argv]
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for knob in chain(knobs(), _slot_knobs(argv)):
-        section = knob.path.rpartition(".")[0]
-        if section not in groups:
-            groups[section] = parser.add_argument_group(f"[{section}]" if section else "the run")
-        groups[section].add_argument(f"--{knob.path}", dest=knob.path, nargs=_arity(knob), metavar=_metavar(knob), help=_help(knob),
-                                     default=argparse.SUPPRESS)  # fmt: skip
+    _add_knobs(parser, chain(knobs(), _slot_knobs(argv)))
     found, unknown = parser.parse_known_args(_joined(argv))
     if unknown:
         name = unknown[0].split("=")[0]
@@ -59,6 +53,33 @@ def parse(command: str, description: str, argv: Sequence[str]) -> Config:
     values = vars(found)
     toml = values.pop("toml")
     return load(toml, [(path, _as_list(value)) for path, value in values.items()])
+
+
+class CommandParser(_Parser):
+    """Of a command that takes up a run: arguments of its own, and those of a run's knobs that it lets be other than in training.
+
+    wanted   which knobs
+    """
+
+    def __init__(self, command: str, description: str, wanted: Callable[[str], bool]) -> None:
+        super().__init__(command, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=f"flowps {__version__}")
+        self._wanted = wanted
+
+    def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, list[str]]]]:
+        """The command's own arguments, and the knobs as `load` takes them. Raises ConfigError for anything else."""
+        taken = {knob.path: knob for knob in knobs() if self._wanted(knob.path)}
+        _add_knobs(self, taken.values())
+        found, unknown = self.parse_known_args(_joined([_underscored(arg) for arg in argv]))
+        if unknown:
+            name = unknown[0].split("=")[0]
+            all_knobs = {knob.path for knob in knobs()}
+            if name[2:] in all_knobs or name.startswith("--slot."):
+                raise ConfigError(f"{name}: belongs to the trained model, and cannot be other than in the run")
+            own = [option for action in self._actions for option in action.option_strings]
+            raise ConfigError(f"{name}: no such option{closest(name, own)}")
+        overrides = [(path, _as_list(value)) for path, value in vars(found).items() if path in taken]
+        return found, overrides
 
 
 def run_command(work: Callable[[], object]) -> int:
@@ -71,6 +92,17 @@ def run_command(work: Callable[[], object]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _add_knobs(parser: argparse.ArgumentParser, wanted: Iterable[Knob]) -> None:
+    """Options for these knobs, by section."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for knob in wanted:
+        section = knob.path.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"[{section}]" if section else "the run")
+        groups[section].add_argument(f"--{knob.path}", dest=knob.path, nargs=_arity(knob), metavar=_metavar(knob),
+                                     help=_help(knob), default=argparse.SUPPRESS)  # fmt: skip
 
 
 def _slot_knobs(argv: Sequence[str]) -> Iterator[Knob]:

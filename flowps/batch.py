@@ -6,7 +6,7 @@ Covers the layout and how pieces of a batch are joined at partition borders. Doe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,13 @@ _MAX_SIGNS = np.iinfo(np.int32).max
 class Batch:
     """`size` samples as plain arrays. Read-only by agreement: any thread may read it, nobody writes after it is made.
 
-    labels   float32 [size], each 0 or 1
+    labels   float32 [size], each 0 or 1; with several label columns [size, labels]
     dense    float32 [size, dense_width], finite
     signs    uint64 [nnz], slot-major: first all signs of slot 0 in sample order, then slot 1, …
     shares   float32 [nnz], the weight of each sign in its bag, or None: all 1
     offsets  int32 [num_slots * size + 1]: the bag of slot s and sample b is `signs[offsets[k]:offsets[k + 1]]`, k = s * size + b
+    weights  float32 [size], the weight of each sample in the loss, or None: all 1
+    left_out samples that were read with these and left out on purpose; `size` may be 0 then
     """
 
     labels: Float32
@@ -37,6 +39,8 @@ class Batch:
     signs: Uint64
     offsets: Int32
     shares: Float32 | None = None
+    weights: Float32 | None = None
+    left_out: int = 0
 
     @property
     def size(self) -> int:
@@ -44,21 +48,28 @@ class Batch:
         return len(self.labels)
 
     @property
+    def read(self) -> int:
+        """Number of samples that were read."""
+        return self.size + self.left_out
+
+    @property
     def num_slots(self) -> int:
-        """Number of sparse slots."""
+        """Number of sparse slots; of a batch with samples."""
         return (len(self.offsets) - 1) // len(self.labels)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        arrays = (self.labels, self.dense, self.signs, self.offsets, self.shares)
+        arrays = (self.labels, self.dense, self.signs, self.offsets, self.shares, self.weights)
         return sum(array.nbytes for array in arrays if array is not None)
 
     @staticmethod
     def concat(pieces: Sequence[Batch]) -> Batch:
         """Join `pieces`, in order, into one batch (copies; returns the piece itself when there is only one)."""
+        left_out = sum(p.left_out for p in pieces)
+        pieces = [p for p in pieces if p.size] or pieces[:1]
         if len(pieces) == 1:
-            return pieces[0]
+            return pieces[0] if pieces[0].left_out == left_out else replace(pieces[0], left_out=left_out)
         num_slots = pieces[0].num_slots
         # Bag lengths as [slot, sample] make the join a concatenation along the sample axis.
         lengths = np.concatenate([np.diff(p.offsets).reshape(num_slots, p.size) for p in pieces], axis=1)
@@ -77,6 +88,8 @@ class Batch:
             shares=joined([np.ones(len(p.signs), np.float32) if p.shares is None else p.shares for p in pieces])
             if weighted
             else None,
+            weights=None if pieces[0].weights is None else np.concatenate([p.weights for p in pieces if p.weights is not None]),
+            left_out=left_out,
         )
 
 

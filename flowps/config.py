@@ -138,7 +138,25 @@ class Data(_Section, frozen=True, kw_only=True):
         tuple[str, ...], Meta(description="training files: paths, globs, directories (hive keys become columns) or fsspec URLs")
     ] = ()
     test: Annotated[tuple[str, ...], Meta(description="files to evaluate on after the last epoch, likewise")] = ()
+    valid: Annotated[
+        tuple[str, ...], Meta(description="files to evaluate on at the end of every epoch, and as trainer.evaluate_steps says")
+    ] = ()
     label: Annotated[str, Meta(description="the label column, each value 0 or 1")] = "label"
+    extra_labels: Annotated[
+        tuple[str, ...], Meta(description="label columns of further tasks, for shared_bottom, mmoe or your own model")
+    ] = ()
+    sample_weight: Annotated[
+        str, Meta(description="the column with the weight of each sample in the loss, at least 0; empty: all weigh 1")
+    ] = ""
+    negative_rate: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="share of the training samples with label 0 that are trained, drawn anew in each epoch; predictions are "
+            "corrected for it; a batch has what is left of data.batch_size samples",
+        ),
+    ] = 1.0
     dense: Annotated[tuple[str, ...], Meta(description="columns to take as dense numbers, besides the float ones; globs work")] = ()
     exclude: Annotated[tuple[str, ...], Meta(description="columns to leave out; globs work")] = ()
     batch_size: Annotated[int, Meta(ge=1, le=1 << 20, description="samples per step")] = 4096
@@ -193,12 +211,35 @@ class Trainer(_Section, frozen=True, kw_only=True):
     ] = "float32"
     optimizer: Annotated[str, Meta(description="optimizer of the dense weights: any Keras optimizer by name")] = "adam"
     learning_rate: Annotated[float, Meta(gt=0, le=100, description="its step size")] = 0.001
+    clip_norm: Annotated[float, Meta(ge=0, le=1e30, description="bound on the L2 norm of each dense gradient; 0: none")] = 0.0
+    clip_global_norm: Annotated[
+        float, Meta(ge=0, le=1e30, description="bound on the L2 norm of all dense gradients together; 0: none")
+    ] = 0.0
+    clip_value: Annotated[float, Meta(ge=0, le=1e30, description="bound on every number of the dense gradients; 0: none")] = 0.0
+    evaluate_steps: Annotated[
+        NonNegative, Meta(description="steps between two evaluations on data.valid; 0: only at the end of every epoch")
+    ] = 0
+    patience: Annotated[
+        NonNegative,
+        Meta(
+            description="evaluations on data.valid without a better one after which training ends; the run then ends with the best "
+            "one's rows and weights; 0: trains to the end, and keeps what it ends with"
+        ),
+    ] = 0
+    monitor: Annotated[Literal["auc", "logloss"], Meta(description="what is better: a higher AUC or a lower logloss")] = "auc"
     warmup_steps: Annotated[
         NonNegative, Meta(description="steps over which all learning rates, of rows and dense weights, rise to their values")
     ] = 0
     decay: Annotated[Literal["none", "linear", "cosine"], Meta(description="how they fall after that")] = "none"
     decay_steps: Annotated[Positive, Meta(description="steps after the warm-up until they have fallen to decay_to")] = 10_000
     decay_to: Annotated[float, Meta(ge=0, le=1, description="share of the learning rates that is left then")] = 0.0
+    schedule: Annotated[
+        str,
+        Meta(
+            description="instead of decay a Keras learning-rate schedule, as keras.optimizers.schedules.serialize gives it, in "
+            "JSON; it multiplies all learning rates, so begin at 1; empty: none"
+        ),
+    ] = ""
     in_flight: Annotated[
         int,
         Meta(

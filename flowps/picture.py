@@ -123,7 +123,7 @@ def training_svg(record: RunRecord) -> str:
     intervals = _thinned(_as_learned(record))
     if not intervals:
         return ""
-    tests = [event for event in record.events() if isinstance(event, Evaluated)]
+    evaluations = [event for event in record.events() if isinstance(event, Evaluated)]
     theme = _STAND_INS
     with _style(theme):
         figure = Figure((_WIDTH, 3.5))
@@ -136,9 +136,11 @@ def training_svg(record: RunRecord) -> str:
                 points = [(event.step, value) for event in intervals if (value := getattr(getattr(event, of), what)) is not None]
                 mark = "o" if len(points) == 1 else ""
                 axes.plot(*_columns(points), color=color, linewidth=width, label=label, marker=mark, markersize=4)
-            found = [(event.step, value) for event in tests if (value := getattr(event.metrics, what)) is not None]
-            if found:
-                axes.plot(*_columns(found), "D", color=theme.series[1], markersize=7, label="test", markeredgecolor=theme.surface)
+            for data, marker, color in (("valid", "o-", theme.series[2]), ("test", "D", theme.series[1])):
+                of_data = [event for event in evaluations if event.data == data]
+                found = [(event.step, value) for event in of_data if (value := getattr(event.metrics, what)) is not None]
+                if found:
+                    axes.plot(*_columns(found), marker, color=color, markersize=7, label=data, markeredgecolor=theme.surface)
             axes.set_title(title)
             axes.set_xlabel("step")
             axes.xaxis.set_major_formatter(FuncFormatter(_thousands))

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
-import time
 import tomllib
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -32,6 +28,7 @@ from flowps.checkpoint.ledger import Ledger
 from flowps.cluster import tracing
 from flowps.cluster.announce import announce_plan, announce_result
 from flowps.cluster.dashboard.show import show_run
+from flowps.cluster.interrupt import interruptible
 from flowps.cluster.launch import gather_anew, gather_workers, launch
 from flowps.cluster.plan import Plan, plan
 from flowps.cluster.prometheus import serve_runs
@@ -44,9 +41,6 @@ from flowps.status.json_lines import JsonConsole, JsonDisplay, json_line
 from flowps.status.progress import Display, PlainConsole
 from flowps.version import __version__
 
-_TWIN_S = 0.1  # who signals a process and its group sends two signals that mean one
-_SHOW_CURSOR = b"\x1b[?25h"  # the live line hides it
-
 
 def train(config: Config, console: Console | None = None) -> Result:
     """Train as `config` says, telling `console` (stdout by default) about it.
@@ -58,7 +52,7 @@ def train(config: Config, console: Console | None = None) -> Result:
     if config.tensorboard and "://" not in config.tensorboard:  # workers are elsewhere
         config = msgspec.structs.replace(config, tensorboard=os.path.abspath(config.tensorboard))
     console.print(f"flowps {__version__}")
-    with _interruptible(as_json) as interrupts, launch(config) as (client, dashboard):
+    with interruptible(as_json) as interrupts, launch(config) as (client, dashboard):
 
         def say(text: str) -> None:
             console.print(text, soft_wrap=True)
@@ -150,40 +144,6 @@ def _run_dir_path(config: Config) -> Path:
             ) from None
         return path
     raise AssertionError("the names do not end")
-
-
-@contextmanager
-def _interruptible(as_json: bool) -> Iterator[list[int]]:
-    """A list that the first Ctrl-C or SIGTERM fills; the second ends the process at once. Off the main thread, none arrive."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    came_at: list[float] = []
-    terminal = os.dup(2)  # importing TensorFlow sends 2 elsewhere for a while
-
-    # Nothing here goes through the console: its lock may be held by the code that the signal interrupts.
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if received and now - came_at[0] < _TWIN_S:
-            return
-        came_at.append(now)
-        if received:
-            if os.isatty(terminal):
-                os.write(terminal, _SHOW_CURSOR)
-            os._exit(StoppedError.exit_code)
-        received.append(number)
-        said = "stopping and saving what was trained; Ctrl-C again stops at once"
-        line = json_line("warning", "Interrupted", said) if as_json else f"\n{said}"
-        os.write(terminal, f"{line}\n".encode())
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(terminal)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -56,6 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     settings  of the run, that a run which goes on from here must share
     trainer   dense weights, the optimizer's state, the metrics' state
     ledger    what was read and trained until here
+    is_best   whether the evaluation on the validation data here was the best of the run so far
     rows      how many this checkpoint's own files hold
     seconds   from the cut to here
     """
@@ -72,6 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ledger: dict[str, Any]
     rows: int
     seconds: float
+    is_best: bool = False
     format: int = FORMAT
     flowps: str = __version__
 
@@ -171,8 +173,16 @@ def newest_valid(store: Store, say: Say, threads: int = 2) -> Manifest:
     raise CheckpointError(f"{store.url}: {seen}; give another place, or start without --resume")
 
 
+def best(store: Store, step: int) -> Manifest | None:
+    """The newest checkpoint of the best evaluation, after `step`; None: there is none."""
+    of_step = (folder.manifest for folder in found(store) if folder.manifest is not None and folder.manifest.step == step)
+    return next((manifest for manifest in of_step if manifest.is_best), None)
+
+
 def prune(store: Store, keep: int, in_use: Collection[str] = ()) -> list[str]:
-    """Delete all but the newest `keep` checkpoints, those `in_use`, and what their chains need; and what unfinished ones left.
+    """Delete all but the newest `keep` checkpoints, the newest of a best evaluation, those `in_use`, and what their chains need.
+
+    And what unfinished ones left.
 
     Only whole chains count as kept; their files are not read. Unfinished folders go if they are no newer than the newest
     checkpoint. Whatever cannot be read or is no folder of a checkpoint stays, with all that may build on it: it may be of use to
@@ -183,7 +193,8 @@ def prune(store: Store, keep: int, in_use: Collection[str] = ()) -> list[str]:
     manifests = {folder.name: folder.manifest for folder in folders if folder.manifest is not None}
     unknown = {folder.name for folder in folders if folder.manifest is None and not folder.unfinished}
     whole = [name for name in manifests if _ends(name, manifests, {""})]
-    kept = {name for start in [*whole[:keep], *in_use] for name in _links(start, manifests)}
+    of_best = [name for name in whole if manifests[name].is_best][:1]
+    kept = {name for start in [*whole[:keep], *of_best, *in_use] for name in _links(start, manifests)}
     gone = [name for name in manifests if name not in kept and not _ends(name, manifests, unknown)]
     newest = max((manifests[name].step for name in whole), default=-1)
     left = [

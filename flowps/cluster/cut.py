@@ -104,7 +104,8 @@ class TrainerCuts:
 
     def cut(self, cut: Cut) -> None:
         """Say what is trained, and wait until the shards have copied their rows. Raises StoppedError if the run is given up."""
-        self._send(AtCut(self._number, cut.step, cut.epoch, cut.examples, cut.read, list(self._taken(cut.samples)), cut.last))
+        taken = list(self._taken(cut.samples))
+        self._send(AtCut(self._number, cut.step, cut.epoch, cut.examples, cut.read, taken, cut.last, cut.left_out, cut.is_best))
         if not self._saves_to:
             return
         if cut.state is not None and cut.step != self._written:  # the run may end right after a cut

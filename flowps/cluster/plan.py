@@ -41,6 +41,7 @@ class Plan:
     capacity_rows   what each slot adds to its table's bound
     allocate        whether a slot's rows were asked for: their memory is then taken at the start
     best_auc        known for generated test data only
+    valid           what is evaluated on between epochs
     """
 
     config: Config
@@ -54,6 +55,7 @@ class Plan:
     allocate: tuple[bool, ...]
     memory: Memory
     best_auc: float | None
+    valid: tuple[Partition, ...] = ()
 
     @property
     def train_rows(self) -> int:
@@ -93,6 +95,7 @@ def plan(config: Config, assignment: Assignment, resume: Resume | None = None) -
     """
     data = config.data
     _check_group(config, assignment)
+    _check_early_stopping(config)
     if not data.train:
         raise ConfigError(
             "data.train: no training data; give --data.train 'dir/*.parquet' or a run's TOML file (--help lists all knobs)"
@@ -101,21 +104,21 @@ def plan(config: Config, assignment: Assignment, resume: Resume | None = None) -
     schema = infer(train_files[0].columns, config)
     if resume is not None and resume.goes_on:
         check_fits(resume, config, schema)
-    test_files: list[SampleFile] = []
-    if data.test:
-        test_files = list_files(data.test, "data.test", data.exclude)
-        found = test_files[0]
-        check_same(schema.types, found.columns, schema.columns, found.url, train_files[0].url)
-    train, test = (tuple(partitions(files, data.partition_rows)) for files in (train_files, test_files))
+    test_files, valid_files = (
+        _evaluated(sources, knob, config, schema, train_files[0].url)
+        for sources, knob in ((data.test, "data.test"), (data.valid, "data.valid"))
+    )
+    files_of = (train_files, test_files, valid_files)
+    train, test, valid = (tuple(partitions(files, data.partition_rows)) for files in files_of)
     expected = forecast(config, schema, train[0], _read_spec(config, schema, training=False)) if config.ps.num_shards > 1 else None
     placement = resume.placement(schema, config.ps.num_shards) if resume is not None and resume.goes_on else None
     if placement is None:
         placement = place(
             schema.slots, config.ps.num_shards, expected.loads if expected else None, wire=not assignment.is_one_process
         )  # fmt: skip
-    largest = max(p.num_rows for p in (*train, *test))
+    largest = max(p.num_rows for p in (*train, *test, *valid))
     # Decoded values are 8 bytes, once in storage order and once cut into batches.
-    values_per_row = max(f.values_per_row for f in (*train_files, *test_files))
+    values_per_row = max(f.values_per_row for files in files_of for f in files)
     in_hub = int(config.trainer.count * _tasks_in_flight(config, assignment) * largest * values_per_row * 16)
     asked = [_asked_rows(slot) for slot in schema.slots]
     capacity_rows, memory = _capacities(schema.slots, asked, placement.width, in_hub, config, assignment)
@@ -123,8 +126,29 @@ def plan(config: Config, assignment: Assignment, resume: Resume | None = None) -
         capacity_rows = _as_before(capacity_rows, asked, resume)
     return Plan(
         config, schema, train, test, assignment, placement, expected, capacity_rows, tuple(rows > 0 for rows in asked), memory,
-        _best_auc(test_files),
+        _best_auc(test_files), valid,
     )  # fmt: skip
+
+
+def _evaluated(sources: Sequence[str], knob: str, config: Config, schema: Schema, train_url: str) -> list[SampleFile]:
+    """The files that are evaluated on; they have the columns of those that are trained on."""
+    if not sources:
+        return []
+    files = list_files(sources, knob, config.data.exclude)
+    check_same(schema.types, files[0].columns, schema.columns, files[0].url, train_url)
+    return files
+
+
+def _check_early_stopping(config: Config) -> None:
+    if (config.trainer.patience or config.trainer.evaluate_steps) and not config.data.valid:
+        raise ConfigError(
+            "trainer.patience and trainer.evaluate_steps are about evaluations on data.valid: give --data.valid, or leave them out"
+        )
+    if config.trainer.patience and not config.checkpoint.is_on:
+        raise ConfigError(
+            "trainer.patience: the run ends with the checkpoint of the best evaluation, but checkpoint.every_steps and "
+            "checkpoint.every_s are 0: set one of them, or trainer.patience = 0"
+        )
 
 
 def _check_group(config: Config, assignment: Assignment) -> None:
@@ -145,7 +169,10 @@ def _check_group(config: Config, assignment: Assignment) -> None:
 
 def _read_spec(config: Config, schema: Schema, training: bool) -> ReadSpec:
     data = config.data
-    return ReadSpec(schema, Dense(data.dense_fill, data.log1p), data.batch_size, data.shuffle and training, config.seed)
+    negative_rate = data.negative_rate if training else 1.0
+    return ReadSpec(
+        schema, Dense(data.dense_fill, data.log1p), data.batch_size, data.shuffle and training, config.seed, negative_rate
+    )
 
 
 def _tasks_in_flight(config: Config, assignment: Assignment) -> int:

@@ -19,6 +19,7 @@ import msgspec
 
 from flowps.checkpoint.ledger import Ledger
 from flowps.cluster.cut import go_on
+from flowps.cluster.long_task import request_stop
 from flowps.cluster.offer import TRAINER_KEY, Offer
 from flowps.cluster.plan import Plan
 from flowps.cluster.reroute import lose, reroute
@@ -26,7 +27,7 @@ from flowps.cluster.resume import Resume
 from flowps.cluster.role_status import forget
 from flowps.cluster.shard_role import ShardActor
 from flowps.cluster.tracing import collect
-from flowps.cluster.trainer_role import Handout, Trained, TrainerTask, request_stop, reserve_port, train
+from flowps.cluster.trainer_role import Handout, Trained, TrainerTask, reserve_port, train
 from flowps.cluster.watch import WATCH_S, Watch
 from flowps.errors import ClusterError, FlowpsError, StoppedError
 from flowps.status.figures import ShardFigures, Usage, usage_here
@@ -49,29 +50,45 @@ class Roles:
         self._handout: Any = None
         self._used: list[Usage] = []  # as last heard
 
-    def start(self, model_path: str, saves_to: str, resume: Resume | None, ledger: Ledger) -> None:
+    def start(self, model_path: str, saves_to: str, resume: Resume | None, ledger: Ledger, trains: bool = True) -> None:
         """Create the shards, serve them where a trainer is in another process, and start the trainers.
 
         saves_to         folder of the checkpoints; "": none
         resume, ledger   where to begin: a checkpoint, or None for the beginning, and what was trained until there
+        trains           whether anything is to be trained: otherwise only the test is left
         """
-        plan = self._plan
-        for future in [self._create(k) for k in range(len(plan.assignment.shards))]:
-            self._shards.append(self._wait(future))
-        if resume is not None:
-            self.ask_shards("restore", resume.url, resume.chain, resume.taken)
-        served = not plan.assignment.is_one_process
-        addresses = self.ask_shards("serve", self._token) if served else [""] * len(self._shards)
+        plan, addresses = self._plan, self.start_shards(resume)
         peers, handout = self._group() if plan.config.trainer.count > 1 else ([], None)
-        for number, offer in enumerate(plan.assignment.trainers):
+        for number in range(len(plan.assignment.trainers)):
             task = TrainerTask(
                 self._run_id, number, addresses, self._token, model_path, peers, handout, saves_to,
                 "" if resume is None else resume.url, None if resume is None else resume.state,
-                resume is not None and not resume.goes_on, ledger,
+                resume is not None and not resume.goes_on, ledger, trains,
             )  # fmt: skip
-            self.trainers.append(
-                self._submit(train, task, plan, offer=offer, retries=0, key=f"{TRAINER_KEY}{self._run_id}-{number}")
-            )
+            self.start_trainer(train, task)
+
+    def start_shards(self, resume: Resume | None) -> list[str]:
+        """Create the shards, with their rows of a checkpoint; where each is served, "" where a trainer calls it directly."""
+        for future in [self._create(k) for k in range(len(self._plan.assignment.shards))]:
+            self._shards.append(self._wait(future))
+        if resume is not None:
+            self.ask_shards("restore", resume.url, resume.chain, resume.taken)
+        if self._plan.assignment.is_one_process:
+            return [""] * len(self._shards)
+        return self.ask_shards("serve", self._token)
+
+    def start_trainer(self, work: Callable[..., object], task: Any) -> None:
+        """Start `work(task, plan)` where the next trainer is to be."""
+        number = len(self.trainers)
+        offer = self._plan.assignment.trainers[number]
+        self.trainers.append(
+            self._submit(work, task, self._plan, offer=offer, retries=0, key=f"{TRAINER_KEY}{self._run_id}-{number}")
+        )
+
+    @property
+    def token(self) -> str:
+        """That shards want to see."""
+        return self._token
 
     def _group(self) -> tuple[list[str], Any]:
         """Where the trainers wait for each other, and who gives them partitions."""

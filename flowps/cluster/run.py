@@ -6,13 +6,15 @@ import queue
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import distributed
 import msgspec
 
 from flowps.checkpoint.ledger import Ledger
+from flowps.checkpoint.manifest import best, chain
+from flowps.checkpoint.store import Store
 from flowps.cluster.observer import Observer
 from flowps.cluster.plan import Plan
 from flowps.cluster.resume import Resume
@@ -22,11 +24,13 @@ from flowps.cluster.saver import Saver
 from flowps.cluster.shard_report import PlacementReport, ShardReport
 from flowps.cluster.trainer_role import Trained
 from flowps.cluster.watch import WATCH_S
-from flowps.errors import FlowpsError, LostRoleError, RunDirError
+from flowps.errors import CheckpointError, FlowpsError, LostRoleError, RunDirError
 from flowps.ps.placement import describe, predict, shares
 from flowps.ps.shard import ShardWork
 from flowps.ps.table import TableStats
-from flowps.status.event import AtCut, Event, Finished, Metrics, Progress, Remark, from_wire
+from flowps.status.event import AtCut, Event, Finished, Metrics, Progress, Remark, Started, TrainerStatus, from_wire
+
+WORSE = "trained after the best evaluation"  # why the ledger says that samples were dropped
 
 _POLL_S = 0.2  # how long an interrupt may wait to be seen
 _WRITING_S = 0.02  # between two looks at whether a checkpoint is written
@@ -36,7 +40,7 @@ _MOST_LOSSES = 3  # one after the other without a checkpoint between: going back
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to."""
+    """What a run came to. `checkpoint`: the name of the one that has what it ended with; "": there is none."""
 
     finished: Finished
     test: Metrics | None
@@ -44,6 +48,7 @@ class Result:
     placement: PlacementReport
     ledger: Ledger
     tables: tuple[TableStats, ...] = ()
+    checkpoint: str = ""
 
     def summary(self, plan: Plan) -> dict[str, object]:
         """The content of summary.json."""
@@ -55,6 +60,7 @@ class Result:
             "finished": self.finished,
             "ledger": self.ledger,
             "test": self.test,
+            "checkpoint": self.checkpoint,
         }
 
 
@@ -85,13 +91,32 @@ def run(
     """Train on `client`. Every event goes to every subscriber, on the calling thread.
 
     `interrupted` is asked a few times a second; once it says True the trainers stop after their step, and what was trained is
-    saved. When a shard or trainer is lost, all go back to the newest checkpoint, or, with `start.replace`, the shard alone. Raises
-    what a role or a subscriber raised, after saving the rows, unless nothing was trained or the model has given NaN.
+    saved. When a shard or trainer is lost, all go back to the newest checkpoint, or, with `start.replace`, the shard alone. When a
+    later evaluation was no better than an earlier one, all end as they were at that. Raises what a role or a subscriber raised,
+    after saving the rows, unless nothing was trained or the model has given NaN.
     """
+    result = _attempts(client, plan, run_dir, subscribers, interrupted, start)
+    if not result.finished.goes_back_to:
+        return result
+    best = _best_of(start.saves_to, result.finished)
+    _publish(Remark(f"the best evaluation was at {_where(best)}: the run ends with its rows and weights"), subscribers)
+    ledger = _without(result.ledger, best.ledger)
+    plan = plan if start.again is None else start.again(best)
+    start = replace(start, saves_to="", resume=best, replace=None)
+    again = _attempts(client, plan, run_dir, subscribers, interrupted, start, result.finished)
+    run_dir.place(result.placement)
+    return replace(again, ledger=ledger, placement=result.placement, tables=result.tables, checkpoint=best.last.name)
+
+
+def _attempts(
+    client: distributed.Client, plan: Plan, run_dir: RunDir, subscribers: Sequence[Callable[[Event], None]],
+    interrupted: Callable[[], bool], start: Start, trained: Finished | None = None,
+) -> Result:  # fmt: skip
+    """See `run`. `trained`: how training has ended, of a run that has only its end left: the test, and what it leaves."""
     resume, losses = start.resume, 0
     ledger = Ledger() if resume is None else resume.ledger
     while True:
-        attempt = _Attempt(client, plan, run_dir, subscribers, interrupted, start)
+        attempt = _Attempt(client, plan, run_dir, subscribers, interrupted, start, trained)
         try:
             return attempt.run(resume, ledger, goes_back=start.again is not None and losses < _MOST_LOSSES)
         except LostRoleError as error:
@@ -100,7 +125,8 @@ def run(
                 raise
             resume = attempt.newest or resume
             ledger = Ledger() if resume is None else resume.ledger
-            ledger = ledger.go_back(max(0, attempt.examples - ledger.trained) + attempt.replayed - ledger.replayed)
+            if trained is None:
+                ledger = ledger.go_back(max(0, attempt.examples - ledger.trained) + attempt.replayed - ledger.replayed)
             _publish(Remark(f"{error}; all roles go back to {_where(resume)}"), subscribers)
             plan = start.again(resume)
 
@@ -110,8 +136,9 @@ class _Attempt:
 
     def __init__(
         self, client: distributed.Client, plan: Plan, run_dir: RunDir, subscribers: Sequence[Callable[[Event], None]],
-        interrupted: Callable[[], bool], start: Start,
+        interrupted: Callable[[], bool], start: Start, trained: Finished | None,
     ) -> None:  # fmt: skip
+        self._trained = trained
         self._client, self._plan, self._run_dir, self._subscribers = client, plan, run_dir, subscribers
         self._interrupted, self._saves_to, self._replace = interrupted, start.saves_to, start.replace
         self._losses: dict[str, int] = {}  # by the checkpoint that a shard went back to
@@ -137,7 +164,7 @@ class _Attempt:
         self._saver = saver = Saver(plan, self._saves_to, self._run_id, ledger, self._publish)
         self._observer = Observer(plan, self._publish)
         try:
-            roles.start(str(run_dir.model), self._saves_to, resume, ledger)
+            roles.start(str(run_dir.model), self._saves_to, resume, ledger, trains=self._trained is None)
             try:
                 self._follow(roles, saver, resume)
                 trained = roles.trained()
@@ -157,7 +184,9 @@ class _Attempt:
             rows = _export(roles, run_dir)
             report = _measured(expected(self._plan), self._plan, work, trained, rows)
             run_dir.place(report)
-            return Result(trained.finished, trained.test, sum(rows.values()), report, saver.ledger, tables)
+            checkpoint = saver.newest.last.name if saver.newest is not None else ""
+            finished = self._trained or trained.finished
+            return Result(finished, trained.test, sum(rows.values()), report, saver.ledger, tables, checkpoint)
         finally:
             roles.stop()
             self._client.unsubscribe_topic(self._run_id)
@@ -196,10 +225,16 @@ class _Attempt:
             return
         if isinstance(event, Progress | AtCut):
             self.examples = max(self.examples, event.examples)
+        if isinstance(event, Finished):
+            looked.finished = True
+            if event.goes_back_to:  # it ends when it has
+                return
+            event = self._trained or event
+        if self._trained is not None and isinstance(event, Started | TrainerStatus):
+            return  # of a trainer that has not trained
         self._publish(event)
         saver.see(event, roles)
         self._observer.see(event, roles)
-        looked.finished = looked.finished or isinstance(event, Finished)
 
     def _bring_back(self, error: LostRoleError, roles: Roles, saver: Saver, resume: Resume | None) -> None:
         """Start the shards that were lost anew, as at a checkpoint, while the trainers wait. Raises `error` if they cannot."""
@@ -233,6 +268,24 @@ class _Looked:
     watched: float
     asked: bool = False
     finished: bool = False
+
+
+def _best_of(url: str, finished: Finished) -> Resume:
+    """The checkpoint that the run is to end with. Raises CheckpointError where it has gone."""
+    store = Store(url)
+    manifest = best(store, finished.goes_back_to)
+    if manifest is None:
+        raise CheckpointError(
+            f"{url}: the best evaluation was at step {finished.goes_back_to:,}, but there is no checkpoint of it; the run "
+            "directory has the dense model that training ended with"
+        )
+    return Resume(url, tuple(chain(store, manifest)))
+
+
+def _without(ended: Ledger, best: Ledger) -> Ledger:
+    """The ledger of a run that ends as it was at `best`: what was trained since then is dropped."""
+    since = {WORSE: ended.trained - best.trained + ended.dropped.get(WORSE, 0)}
+    return msgspec.structs.replace(ended, trained=best.trained, dropped={**ended.dropped, **since})
 
 
 def _where(resume: Resume | None) -> str:

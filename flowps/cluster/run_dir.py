@@ -43,6 +43,7 @@ class Summary(msgspec.Struct):
 
     finished: Finished
     test: Metrics | None = None
+    checkpoint: str = ""
 
 
 def read_placement(folder: Path) -> PlacementReport:
@@ -222,6 +223,9 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     for key in ("label", "dense", "hash"):
         if found.get(key) != wanted[key]:
             return f"{key}: {found.get(key)!r} there, {wanted[key]!r} now"
+    labels = found.get("labels", [found.get("label")])  # runs from before there were several
+    if labels != wanted["labels"]:
+        return f"labels: {labels} there, {wanted['labels']} now"
     there = {slot["name"]: slot for slot in found.get("slots", [])}
     now = {slot["name"]: slot for slot in wanted["slots"]}
     if there.keys() != now.keys():

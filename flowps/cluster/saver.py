@@ -25,6 +25,8 @@ from flowps.cluster.shard_role import SaveTask
 from flowps.errors import CheckpointError
 from flowps.status.event import AtCut, Event, Remark, Saved, TrainerWritten
 
+NEGATIVES = "negatives"  # why the ledger says that samples were dropped: data.negative_rate
+
 
 class Roles(Protocol):
     """What a saver uses of a run's roles."""
@@ -101,7 +103,7 @@ class Saver:
             self._ledger = self._ledger_at(at)
         elif self._pending is None:
             self._cut(at, roles)
-        elif at[0].last:
+        elif at[0].last or at[0].is_best:
             self._deferred = at  # the trainers wait
         else:
             self._say(f"no checkpoint after step {at[0].step}: the one before is still being written")
@@ -152,16 +154,19 @@ class Saver:
     def _ledger_at(self, at: Mapping[int, AtCut]) -> Ledger:
         """What is trained now. Counted twice, by what trainers have been given and by what of the partitions is trained."""
         first, before = at[0], self._ledger
-        trained = first.examples - before.trained - sum(before.dropped.values())
+        trained = first.examples - before.trained
         read = sum(of.read for of in at.values()) + self._first.read - before.read
+        negatives = (
+            sum(of.left_out for of in at.values()) + self._first.dropped.get(NEGATIVES, 0) - before.dropped.get(NEGATIVES, 0)
+        )
         taken = [Taken(*of) for trainer in at.values() for of in trainer.taken]
         if first.epoch > before.epoch:
             rows = self._plan.train_rows
             ended = before.ended + rows * (first.epoch - before.epoch)
             before = msgspec.structs.replace(before, epoch=first.epoch, ended=ended, done=[])
         # What was looked up for a step that did not come, at a stop of several trainers, is read again when the run goes on.
-        left = read - trained if first.last else 0
-        return before.advance(read - left, trained, taken).go_back(left)
+        left = read - trained - negatives if first.last else 0
+        return before.advance(read - left, trained, taken, {NEGATIVES: negatives} if negatives else {}).go_back(left)
 
     def _copy(self, at: AtCut, roles: Roles) -> None:
         began = time.perf_counter()
@@ -180,7 +185,7 @@ class Saver:
             name=checkpoint_name(self._run_id, at.step), step=at.step, epoch=at.epoch, created=time.time(),
             base="" if pending.is_full else self._newest[-1].name, schema=self._plan.schema.to_json(),
             settings={**settings_of(self._plan.config), "capacity_rows": list(self._plan.capacity_rows)}, shards=shards,
-            trainer=pending.trainer, ledger=msgspec.to_builtins(pending.ledger),
+            trainer=pending.trainer, is_best=at.is_best, ledger=msgspec.to_builtins(pending.ledger),
             rows=sum(int(state["rows"]) for part in shards for state in part.states), seconds=seconds,
         )  # fmt: skip
         publish(self._store, manifest)

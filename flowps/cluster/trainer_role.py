@@ -5,8 +5,7 @@ Here the rooms meet: the trainer is given the hub's streams and a client of the 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +17,17 @@ from flowps.checkpoint.file import FileEntry
 from flowps.checkpoint.ledger import Ledger
 from flowps.checkpoint.store import Store
 from flowps.cluster.cut import TrainerCuts, gate_of
+from flowps.cluster.long_task import stop_flag, watched, way_out
 from flowps.cluster.plan import Plan
 from flowps.cluster.prometheus import serve_here, tell_ledger
 from flowps.cluster.resume import left_of
-from flowps.cluster.role_status import forget, status_of
+from flowps.cluster.role_status import status_of
 from flowps.cluster.shard_client import shard_client
 from flowps.cluster.shard_role import alone
+from flowps.config import Net
 from flowps.errors import FlowpsError, RunDirError
 from flowps.hub.partition import Partition, epoch_order
+from flowps.hub.schema import Schema
 from flowps.hub.stream import HubStream
 from flowps.ps.load import SlotLoad
 from flowps.ps.numbering import batch_id
@@ -34,13 +36,8 @@ from flowps.status.event import Event, Finished, Metrics, Started, TrainerStatus
 if TYPE_CHECKING:  # importing it imports TensorFlow, which only a process with a trainer does
     from flowps.trainer.group import Group
     from flowps.trainer.loop import Trainer
+    from flowps.trainer.models import ModelSpec
     from flowps.trainer.state import Cut
-
-_WANTED_S = 2.0  # between two looks at whether the run is still wanted
-
-# The runs with a trainer in this process: whether they are to stop, and what frees them from waiting for a role that has failed.
-_stops: dict[str, threading.Event] = {}
-_ways_out: dict[str, list[Callable[[], None]]] = {}
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,7 @@ class TrainerTask:
     state      where this run begins: the file of a trainer's state in that folder's store `state_in`; None: at the beginning
     is_warm    whether only the dense weights are taken from it, as far as they fit
     ledger     what was trained until there
+    trains     whether anything is to be trained: otherwise only the test is left
     """
 
     run_id: str
@@ -92,6 +90,7 @@ class TrainerTask:
     state: FileEntry | None = None
     is_warm: bool = False
     ledger: Ledger | None = None
+    trains: bool = True
 
 
 def reserve_port() -> int:
@@ -99,16 +98,6 @@ def reserve_port() -> int:
     from flowps.trainer.group import free_port
 
     return free_port()
-
-
-def request_stop(run_id: str, failed: bool = False) -> None:
-    """Ask the trainer of a run in this process to stop after its current step. Run on the trainer's worker.
-
-    failed   whether another role has failed: this trainer must not wait for it, be it a shard or another trainer
-    """
-    _stops.setdefault(run_id, threading.Event()).set()
-    for leave in _ways_out.get(run_id, []) if failed else []:
-        leave()
 
 
 def train(task: TrainerTask, plan: Plan) -> Trained:
@@ -126,7 +115,6 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
     distributed.secede()
     # TensorFlow only where a trainer runs.
     from flowps.trainer.loop import Trainer
-    from flowps.trainer.models import ModelSpec
     from flowps.trainer.state import State
     from flowps.trainer.surroundings import Surroundings
 
@@ -146,8 +134,8 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
             fetch_ahead=not plan.assignment.is_read_here,
         )  # fmt: skip
 
-    def way_out(leave: Callable[[], None]) -> None:
-        _ways_out.setdefault(task.run_id, []).append(leave)
+    def leave_by(leave: Callable[[], None]) -> None:
+        way_out(task.run_id, leave)
 
     def send(event: Event) -> None:
         worker.log_event(task.run_id, to_wire(event))
@@ -156,19 +144,18 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
         if speaks or isinstance(event, TrainerStatus):
             send(event)
 
-    slots = plan.schema.slots
-    max_lens = [slot.max_len if slot.pooling == "none" else 0 for slot in slots]
-    spec = ModelSpec.of(
-        [s.name for s in slots], [s.dim for s in slots], len(plan.schema.dense), plan.config.net.hidden, max_lens
-    )  # fmt: skip
-    test = plan.test[number :: plan.config.trainer.count]
+    def evaluation(parts: Sequence[Partition]) -> Callable[[], HubStream] | None:
+        own = parts[number :: plan.config.trainer.count]
+        return (lambda: stream(own, 0, training=False)) if parts else None
+
+    spec = model_spec(plan.schema, plan.config.net)
     with (
-        _stop_flag(task.run_id) as stop,
-        shard_client(task.run_id, task.addresses, task.token, plan, status, way_out) as (shards, ways),
+        stop_flag(task.run_id) as stop,
+        shard_client(task.run_id, task.addresses, task.token, plan, status, leave_by) as (shards, ways),
         _group(task, plan) as group, ExitStack() as opened,
     ):  # fmt: skip
-        way_out(gate_of(task.run_id).give_up)
-        opened.enter_context(_watched(worker, task.run_id))
+        leave_by(gate_of(task.run_id).give_up)
+        opened.enter_context(watched(worker, task.run_id))
         cuts = opened.enter_context(
             TrainerCuts(task.run_id, number, task.saves_to, send, lambda path: trainer.model.save_weights(path))
         )
@@ -180,7 +167,7 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
         state = None if task.state is None else State.of_bytes(Store(task.state_in).get(task.state))
         around = Surroundings(
             train=lambda epoch: stream(cuts.follow(_own_partitions(task, plan, epoch)), epoch, training=True),
-            test=(lambda: stream(test, 0, training=False)) if plan.test else None,
+            test=evaluation(plan.test), valid=evaluation(plan.valid), trains=task.trains,
             lookup=lambda ticket, batch, training: shards.lookup(batch_id(number, ticket), batch, training),
             push=lambda ticket, gradient, scale: shards.push(batch_id(number, ticket), gradient, scale),
             emit=emit, status=status, stop=stop, group=group,
@@ -204,7 +191,19 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
             raise
     if speaks:
         _save(trainer, task.model_path)
-    return Trained(trained.finished, trained.test, shards.meter.loads([0] * len(slots)))
+    return Trained(trained.finished, trained.test, shards.meter.loads([0] * len(plan.schema.slots)))
+
+
+def model_spec(schema: Schema, net: Net) -> ModelSpec:
+    """What a model of these columns is built from."""
+    from flowps.trainer.models import ModelSpec
+
+    slots = schema.slots
+    max_lens = [slot.max_len if slot.pooling == "none" else 0 for slot in slots]
+    return ModelSpec.of(
+        [s.name for s in slots], [s.dim for s in slots], len(schema.dense), None, max_lens,
+        net=net, labels=schema.labels, dense_names=schema.dense,
+    )  # fmt: skip
 
 
 def _own_partitions(task: TrainerTask, plan: Plan, epoch: int) -> Iterator[Partition]:
@@ -227,7 +226,7 @@ def _group(task: TrainerTask, plan: Plan) -> Iterator[Group | None]:
     from flowps.trainer.group import Group
 
     group = Group(task.peers, task.number, plan.config.cluster.collective_timeout_s)
-    _ways_out.setdefault(task.run_id, []).append(group.abort)
+    way_out(task.run_id, group.abort)
     yield group
 
 
@@ -241,36 +240,3 @@ def _save(trainer: Trainer, path: str) -> None:
         with suppress(OSError):
             unfinished.unlink()
         raise RunDirError(f"{path}: the dense model cannot be written: {error.strerror or error}") from None
-
-
-@contextmanager
-def _watched(worker: distributed.Worker, run_id: str) -> Iterator[None]:
-    """End the trainer's waiting when nobody wants its result any more: the command that has started it is gone."""
-    ended = threading.Event()
-    key = worker.get_current_task()
-
-    def watch() -> None:
-        while not ended.wait(_WANTED_S):
-            task = worker.state.tasks.get(key)
-            if task is None or task.state in ("cancelled", "released"):
-                request_stop(run_id, failed=True)
-                forget(run_id)
-                return
-
-    thread = threading.Thread(target=watch, name="flowps-wanted", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-@contextmanager
-def _stop_flag(run_id: str) -> Iterator[threading.Event]:
-    flag = _stops.setdefault(run_id, threading.Event())
-    try:
-        yield flag
-    finally:
-        _stops.pop(run_id, None)
-        _ways_out.pop(run_id, None)

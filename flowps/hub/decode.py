@@ -40,11 +40,12 @@ class Bags:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A decoded partition, in storage order: labels [n], dense [n, dense_width], one Bags per slot."""
+    """A decoded partition, in storage order: labels and weights as in `Batch`, dense [n, dense_width], one Bags per slot."""
 
     labels: Float32
     dense: Float32
     slots: tuple[Bags, ...]
+    weights: Float32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +56,23 @@ class Dense:
     log1p: bool = False
 
 
-def decode(table: pa.Table, schema: Schema, dense: Dense, where: str, first_row: int = 0) -> Columns:
+def decode(table: pa.Table, schema: Schema, dense: Dense, where: str, first_row: int = 0, labelled: bool = True) -> Columns:
     """Check and convert the columns of `table`. Errors name `where` (the file) and the row, counted from `first_row`.
 
-    Raises DataError for a label that is null or neither 0 nor 1, for NaN or infinity in a dense column, and for weights that are
-    null, NaN, infinite, or not as many as the values.
+    labelled   whether `table` has labels and the weights of samples; without them all labels are 0
+
+    Raises DataError for a label that is null or neither 0 nor 1, for NaN or infinity in a dense column, for a sample's weight that
+    is no finite number from 0, and for weights of values that are null, NaN, infinite, or not as many as the values.
     """
     place = _Place(where, first_row)
+    labels = [_labels(_whole(table, name), name, place) for name in schema.labels] if labelled else []
     return Columns(
-        labels=_labels(_whole(table, schema.label), schema.label, place),
+        labels=labels[0] if len(labels) == 1 else np.stack(labels, 1) if labels else np.zeros(table.num_rows, np.float32),
         dense=_dense(table, schema.dense, dense, place),
         slots=tuple(_bags(table, slot, place) for slot in schema.slots),
+        weights=_sample_weights(_whole(table, schema.sample_weight), schema.sample_weight, place)
+        if schema.sample_weight and labelled
+        else None,
     )
 
 
@@ -97,10 +104,12 @@ def cut(columns: Columns, order: Int64 | None, bounds: Sequence[int]) -> list[Ba
             else:
                 place_bags(values, bags.starts, order, edges, bases, out)
     labels, dense = columns.labels[order], columns.dense[order]
+    weights = None if columns.weights is None else columns.weights[order]
     return [
-        Batch(labels[lo:hi], dense[lo:hi], signs[a:b], offsets[k], None if shares is None else shares[a:b])
+        Batch(labels[lo:hi], dense[lo:hi], signs[a:b], offsets[k], None if shares is None else shares[a:b],
+              None if weights is None else weights[lo:hi])
         for k, ((lo, hi), (a, b)) in enumerate(zip(ranges, pairwise(first), strict=True))
-    ]
+    ]  # fmt: skip
 
 
 # --- columns --------------------------------------------------------------------------------------------------------------
@@ -143,6 +152,15 @@ def _labels(column: pa.Array, name: str, place: _Place) -> Float32:
     if bad.any():
         raise place.refuse(name, bad, values, "a label of 0 or 1")
     return values.astype(np.float32)
+
+
+def _sample_weights(column: pa.Array, name: str, place: _Place) -> Float32:
+    values = _floats(column, math.nan)
+    bad = ~(np.isfinite(values) & (values >= 0))
+    if bad.any():
+        found = column[int(np.argmax(bad))].as_py()
+        raise place.refuse(name, bad, "null" if found is None else repr(found), "the weight of a sample, a finite number from 0")
+    return values
 
 
 def _dense(table: pa.Table, names: Sequence[str], how: Dense, place: _Place) -> Float32:

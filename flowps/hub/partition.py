@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,11 +75,14 @@ class Partition:
         return self.num_rows - self.skip
 
 
-def list_files(sources: Sequence[str], knob: str, exclude: Sequence[str] = ()) -> list[SampleFile]:
+def list_files(
+    sources: Sequence[str], knob: str, exclude: Sequence[str] = (), only: Collection[str] | None = None
+) -> list[SampleFile]:  # fmt: skip
     """The Parquet files that `sources` (paths, globs, directories, fsspec URLs) name, in a stable order, footers read.
 
     Raises DataError, naming `knob`, for a source that is not there or holds no Parquet, for a file that cannot be read, and
-    when there is no row in all; SchemaError when the files' columns differ, but for those that match a glob of `exclude`.
+    when there is no row in all; SchemaError when the files' columns differ, but for those that match a glob of `exclude`, and those
+    that are not in `only`, if it is given.
     """
     found: dict[str, Mapping[str, str]] = {}
     for source in sources:
@@ -87,7 +90,8 @@ def list_files(sources: Sequence[str], knob: str, exclude: Sequence[str] = ()) -
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         files = list(pool.map(lambda item: _read_footer(*item), found.items()))
     for file in files[1:]:
-        names = [name for name in {**files[0].columns, **file.columns} if not matches(name, exclude)]
+        all_names = {**files[0].columns, **file.columns}
+        names = [name for name in all_names if not matches(name, exclude) and (only is None or name in only)]
         check_same(files[0].columns, file.columns, names, file.url, files[0].url)
     if not sum(file.num_rows for file in files):
         raise DataError(f"{knob}: {', '.join(sources)}: {len(files)} file(s), but no rows in them; nothing to read")

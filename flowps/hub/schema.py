@@ -26,8 +26,10 @@ HIVE_TYPE = pa.string()  # hive keys are strings: `hour=07` stays "07"
 class Schema:
     """The columns of a run. `dense` and `slots` are in the order of the batch's dense columns and slots.
 
-    types     column → Arrow type as found in the files
-    left_out  column → why it is not used
+    types          column → Arrow type as found in the files
+    left_out       column → why it is not used
+    extra_labels   label columns beside `label`
+    sample_weight  the column with the weights of samples; "": there is none
     """
 
     label: str
@@ -35,11 +37,23 @@ class Schema:
     slots: tuple[Slot, ...]
     types: Mapping[str, pa.DataType]
     left_out: Mapping[str, str]
+    extra_labels: tuple[str, ...] = ()
+    sample_weight: str = ""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All label columns, in the order of the model's logits."""
+        return (self.label, *self.extra_labels)
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the columns that a prediction needs."""
+        return [*self.dense, *(slot.name for slot in self.slots), *self.weights]
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns that are read."""
-        return [self.label, *self.dense, *(slot.name for slot in self.slots), *self.weights]
+        return [*self.labels, *([self.sample_weight] if self.sample_weight else []), *self.features]
 
     @property
     def weights(self) -> dict[str, list[str]]:
@@ -54,6 +68,8 @@ class Schema:
         """The content of `schema.json`: everything that decides whether two runs train the same rows."""
         return {
             "label": self.label,
+            "labels": list(self.labels),
+            "sample_weight": self.sample_weight,
             "dense": list(self.dense),
             "hash": "xxh64",
             "slots": [
@@ -72,23 +88,17 @@ def infer(columns: Mapping[str, pa.DataType], config: Config) -> Schema:
     name that is no column, weights that do not fit their slot, and a column whose type has no use, unless excluded.
     """
     data = config.data
-    if data.label not in columns:
-        raise SchemaError(
-            f"label: no column {data.label!r} in the files{_closest(data.label, columns)}; "
-            "set --data.label to the column of 0 and 1"
-        )
-    if not _is_number(columns[data.label]):
-        raise SchemaError(
-            f"label: column {data.label!r} is {columns[data.label]}, expected numbers 0 and 1; cast it, or set --data.label"
-        )
+    labels = _check_labels(columns, config)
     excluded = _matching(data.exclude, columns, "data.exclude")
     wanted_dense = _matching(data.dense, columns, "data.dense")
     wanted_slots = {slot.name for slot in config.slot}
     for name in wanted_slots - set(columns):
         raise SchemaError(f"[[slot]] {name!r}: no such column in the files{_closest(name, columns)}")
-    for name in wanted_slots & (wanted_dense | excluded | {data.label}):
-        raise SchemaError(f"column {name!r} has a [[slot]] entry and is also the label, in data.dense or in data.exclude; keep one")
-    taken = {data.label: "the label"} | dict.fromkeys(wanted_dense, "in data.dense") | dict.fromkeys(excluded, "in data.exclude")
+    for name in wanted_slots & (wanted_dense | excluded | {*labels}):
+        raise SchemaError(
+            f"column {name!r} has a [[slot]] entry and is also {labels.get(name) or 'in data.dense or in data.exclude'}; keep one"
+        )
+    taken = labels | dict.fromkeys(wanted_dense, "in data.dense") | dict.fromkeys(excluded, "in data.exclude")
     taken |= dict.fromkeys(wanted_slots, "a [[slot]] of its own")
     weights = {slot.weights for slot in config.slot if slot.weights}
     for slot in config.slot:
@@ -97,12 +107,12 @@ def infer(columns: Mapping[str, pa.DataType], config: Config) -> Schema:
 
     dense, slots, left_out, refused = [], [], {}, []
     for name, found in columns.items():
-        if name == data.label or name in weights:
+        if name in labels or name in weights:
             continue
         if name in excluded:
             left_out[name] = "data.exclude"
         elif name in wanted_dense:
-            if not _is_number(found):
+            if not is_number(found):
                 raise SchemaError(f"data.dense: column {name!r} is {found}, not a number; leave it out of data.dense")
             dense.append(name)
         elif name not in wanted_slots and pa.types.is_floating(found):
@@ -121,7 +131,36 @@ def infer(columns: Mapping[str, pa.DataType], config: Config) -> Schema:
         )
     if not dense and not slots:
         raise SchemaError(f"no column is left to train on besides the label {data.label!r}; the files have: {', '.join(columns)}")
-    return Schema(data.label, tuple(dense), tuple(slots), dict(columns), left_out)
+    return Schema(data.label, tuple(dense), tuple(slots), dict(columns), left_out, data.extra_labels, data.sample_weight)
+
+
+def _check_labels(columns: Mapping[str, pa.DataType], config: Config) -> dict[str, str]:
+    """The columns that say what is to be learned → what they are. Raises SchemaError for one that is missing or no number."""
+    data = config.data
+    found: dict[str, str] = {}
+    for name, knob, what in [
+        (data.label, "data.label", "the label"), *((name, "data.extra_labels", "a label") for name in data.extra_labels),
+        *([(data.sample_weight, "data.sample_weight", "the weight of a sample")] if data.sample_weight else []),
+    ]:  # fmt: skip
+        expected = "numbers from 0" if knob == "data.sample_weight" else "numbers 0 and 1"
+        if name not in columns:
+            raise SchemaError(
+                f"{what.split()[-1]}: no column {name!r} in the files{_closest(name, columns)}; "
+                f"set --{knob} to a column of {expected}"
+            )
+        if not is_number(columns[name]):
+            raise SchemaError(
+                f"{what.split()[-1]}: column {name!r} is {columns[name]}, expected {expected}; cast it, or set --{knob}"
+            )
+        if name in found:
+            raise SchemaError(f"column {name!r} is {found[name]} and also in {knob}; keep one")
+        found[name] = what
+    if data.negative_rate < 1 and data.extra_labels:
+        raise SchemaError(
+            "data.negative_rate: with several labels a sample that is negative for one may be positive for another, and no "
+            "prediction could be corrected; leave out data.extra_labels, or set data.negative_rate = 1"
+        )
+    return found
 
 
 def is_slot_type(found: pa.DataType) -> bool:
@@ -159,7 +198,8 @@ def _is_list(found: pa.DataType) -> bool:
     return bool(pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found))
 
 
-def _is_number(found: pa.DataType) -> bool:
+def is_number(found: pa.DataType) -> bool:
+    """Whether a column of this type can be dense, or a label."""
     return bool(pa.types.is_floating(found) or pa.types.is_integer(found) or pa.types.is_boolean(found))
 
 

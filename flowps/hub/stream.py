@@ -1,4 +1,4 @@
-"""Partitions → an ordered, bounded stream of batches, each partition a Dask task.
+"""Partitions → what tasks have read of them, in order and bounded, each partition a Dask task; and → a stream of batches.
 
 Covers submitting, order, back-pressure and stitching at partition borders. Decoding is done by `read_partition` in the task.
 Dask recomputes what a lost worker had; nothing of that is rewritten here.
@@ -11,18 +11,21 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
 import distributed
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from flowps.batch import Batch
 from flowps.errors import ClusterError, StoppedError
-from flowps.hub.decode import Dense, cut, decode
+from flowps.hub.decode import Columns, Dense, cut, decode
 from flowps.hub.partition import Partition, read_table
 from flowps.hub.schema import Schema, check_same
 from flowps.status.run_status import RunStatus
@@ -31,14 +34,29 @@ from flowps.version import __version__
 
 @dataclass(frozen=True)
 class ReadSpec:
-    """What every hub task of a run needs to know."""
+    """What every hub task of a run needs to know.
+
+    shuffle        the samples of a partition, in every epoch anew
+    negative_rate  share of the samples with label 0 that are kept
+    labelled       whether the files have labels that are wanted
+    columns        that are brought along as they are
+    """
 
     schema: Schema
     dense: Dense
     batch_size: int
     shuffle: bool
     seed: int
+    negative_rate: float = 1.0
+    labelled: bool = True
+    columns: tuple[str, ...] = ()
     version: str = __version__
+
+    @property
+    def read(self) -> list[str]:
+        """The columns that are read."""
+        used = self.schema.columns if self.labelled else self.schema.features
+        return list(dict.fromkeys([*used, *self.columns]))
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,7 @@ class PartitionBatches:
 
     `batches` in order: the first one completes the batch that the partitions before left open, all others are whole, and the
     last one may be the beginning of a batch that the next partitions complete. `began` and `ended`: the task's own time, by the
-    Unix clock of `worker`, its process; `thread`: in which it ran.
+    Unix clock of `worker`, its process; `thread`: in which it ran. `columns`: those that were asked for, in the batches' order.
     """
 
     batches: list[Batch]
@@ -55,6 +73,7 @@ class PartitionBatches:
     ended: float
     worker: str
     thread: int = 0
+    columns: pa.Table | None = None
 
 
 def read_partition(partition: Partition, spec: ReadSpec, epoch: int, open_rows: int) -> PartitionBatches:
@@ -64,30 +83,50 @@ def read_partition(partition: Partition, spec: ReadSpec, epoch: int, open_rows: 
         raise ClusterError(
             f"a hub worker has flowps {__version__}, the run flowps {spec.version}: install the same version on all machines"
         )
-    table = read_table(partition, spec.schema.columns)
+    table = read_table(partition, spec.read)
     found = {f.name: f.type for f in table.schema}
-    check_same(spec.schema.types, found, spec.schema.columns, partition.url, "the files as listed")
-    columns = decode(table, spec.schema, spec.dense, partition.url, partition.first_row)
-    order = None
+    check_same(spec.schema.types, found, [n for n in spec.read if n in spec.schema.types], partition.url, "the files as listed")
+    columns = decode(table, spec.schema, spec.dense, partition.url, partition.first_row, spec.labelled)
+    order, key = None, [spec.seed, epoch, partition.first_row, *partition.url.rsplit("/", 1)[-1].encode()]
     if spec.shuffle:
-        key = [spec.seed, epoch, partition.first_row, *partition.url.rsplit("/", 1)[-1].encode()]
         order = np.random.default_rng(key).permutation(partition.num_rows)
     if partition.skip:
         order = (np.arange(partition.num_rows) if order is None else order)[partition.skip :]
     left = partition.rows_left
     first = min((spec.batch_size - open_rows) % spec.batch_size, left)
     bounds = [*([0] if first else []), *range(first, left, spec.batch_size), left]
-    batches = cut(columns, order, bounds)
-    return PartitionBatches(batches, began, time.time(), f"{socket.gethostname()}:{os.getpid()}", threading.get_ident())
+    if spec.negative_rate < 1:
+        batches = _cut_sampled(columns, order, bounds, spec.negative_rate, key)
+    else:
+        batches = cut(columns, order, bounds)
+    brought = table.select(list(spec.columns)) if spec.columns else None
+    return PartitionBatches(batches, began, time.time(), f"{socket.gethostname()}:{os.getpid()}", threading.get_ident(), brought)
 
 
-class HubStream(Iterator[Batch]):
-    """Iterator over the batches of one epoch: exactly `spec.batch_size` samples each, the last one shorter.
+def _cut_sampled(
+    columns: Columns, order: NDArray[np.int64] | None, bounds: Sequence[int], negative_rate: float, key: Sequence[int]
+) -> list[Batch]:  # fmt: skip
+    """As `cut`, of the positive samples and a share of the negative ones: the same of a row, wherever its partition is cut.
+
+    A batch is cut where it would be with all samples, so that it is known beforehand; it may be left without any.
+    """
+    rows = len(columns.labels)
+    kept = (columns.labels > 0.5) | (np.random.default_rng([*key, 1]).random(rows) < negative_rate)
+    order = np.arange(rows) if order is None else order
+    stays = kept[order]
+    left = np.concatenate([[0], np.cumsum(stays)])[np.array(bounds)]
+    batches = cut(columns, order[stays], left.tolist())
+    return [replace(b, left_out=hi - lo - b.size) for b, (lo, hi) in zip(batches, pairwise(bounds), strict=True)]
+
+
+class PartitionStream(Iterator[PartitionBatches]):
+    """Iterator over what the tasks have read, partition by partition.
 
     Parameters
     ----------
     client : where the tasks run.
-    order : the partitions of this epoch, in reading order; taken one by one, as tasks are submitted.
+    order : the partitions in reading order, each with the samples of an open batch that come before it; taken one by one, as tasks
+        are submitted.
     tasks_in_flight : at most this many partitions are being decoded or wait, decoded, to be read.
     status : gets `DecodePartition` (time of each task), `HubWait` (until a task has ended), `HubTransfer` (until its batches are
         here), and counts `empty_reads`.
@@ -103,7 +142,7 @@ class HubStream(Iterator[Batch]):
     def __init__(
         self,
         client: distributed.Client,
-        order: Iterable[Partition],
+        order: Iterable[tuple[Partition, int]],
         spec: ReadSpec,
         epoch: int,
         tasks_in_flight: int,
@@ -112,11 +151,9 @@ class HubStream(Iterator[Batch]):
         fetch_ahead: bool = False,
     ) -> None:
         self._client, self._spec, self._epoch, self._status, self._placing = client, spec, epoch, status, placing
-        self._tasks = self._plan(order)
+        self._tasks = iter(order)
         self._fetcher = ThreadPoolExecutor(1, "flowps-hub-fetch") if fetch_ahead else None
         self._fetching: tuple[Any, Future[PartitionBatches]] | None = None  # a task of `_futures`, and its result on the way
-        self._ready: deque[Batch] = deque()
-        self._open: list[Batch] = []
         self._lock = threading.Lock()  # guards everything below
         self._closed = False
         self._futures: deque[Any] = deque()
@@ -125,20 +162,19 @@ class HubStream(Iterator[Batch]):
         for _ in range(tasks_in_flight):
             self._submit()
 
-    def __next__(self) -> Batch:
-        while not self._ready:
-            with self._lock:
-                if self._error is not None:
-                    raise self._error
-                if self._closed:
-                    raise StoppedError("reading samples: the stream was closed")
-                self._awaited = self._futures.popleft() if self._futures else None
-            if self._awaited is None:
-                if not self._open:
-                    raise StopIteration
-                return self._stitch()
-            self._receive(self._wait(self._awaited))
-        return self._ready.popleft()
+    def __next__(self) -> PartitionBatches:
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            if self._closed:
+                raise StoppedError("reading samples: the stream was closed")
+            self._awaited = self._futures.popleft() if self._futures else None
+        if self._awaited is None:
+            raise StopIteration
+        part = self._wait(self._awaited)
+        self._submit()
+        self._account(part)
+        return part
 
     def close(self) -> None:
         """Give up what has not been read. Idempotent."""
@@ -151,13 +187,6 @@ class HubStream(Iterator[Batch]):
             future.cancel()  # ends a `result` that waits
         if self._fetcher is not None:
             self._fetcher.shutdown(wait=True)
-
-    def _plan(self, order: Iterable[Partition]) -> Iterator[tuple[Partition, int]]:
-        """Each partition with the rows of the open batch that have come before it."""
-        rows = 0
-        for partition in order:
-            yield partition, rows % self._spec.batch_size
-            rows += partition.rows_left
 
     def _submit(self) -> None:
         for partition, open_rows in self._tasks:
@@ -210,18 +239,52 @@ class HubStream(Iterator[Batch]):
             result: PartitionBatches = future.result()
         return result
 
-    def _receive(self, part: PartitionBatches) -> None:
-        self._submit()
+    def _account(self, part: PartitionBatches) -> None:
         self._status.observe("DecodePartition", part.ended - part.began)
         if self._status.trace is not None:
             self._status.trace.add_elsewhere("hub", part.worker, "DecodePartition", part.thread, part.began, part.ended)
         self._status.count("hub_bytes", sum(batch.nbytes for batch in part.batches))
         if not part.batches:
             self._status.count("empty_reads")
-        for batch in part.batches:
-            self._open.append(batch)
-            if sum(piece.size for piece in self._open) == self._spec.batch_size:
-                self._ready.append(self._stitch())
+
+
+class HubStream(Iterator[Batch]):
+    """Iterator over the batches of one epoch: of exactly `spec.batch_size` samples read each, the last one of less.
+
+    order   the partitions of this epoch, in reading order
+
+    The other parameters, threads and errors are PartitionStream's.
+    """
+
+    def __init__(self, client: distributed.Client, order: Iterable[Partition], spec: ReadSpec, *more: Any, **keywords: Any) -> None:
+        self._batch_size = spec.batch_size
+        self._parts = PartitionStream(client, self._plan(order), spec, *more, **keywords)
+        self._ready: deque[Batch] = deque()
+        self._open: list[Batch] = []
+
+    def __next__(self) -> Batch:
+        while not self._ready:
+            part = next(self._parts, None)
+            if part is None:
+                if not self._open:
+                    raise StopIteration
+                return self._stitch()
+            for batch in part.batches:
+                self._open.append(batch)
+                if sum(piece.read for piece in self._open) == self._batch_size:
+                    self._ready.append(self._stitch())
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Give up what has not been read. Idempotent."""
+        self._parts.close()
+
+    def _plan(self, order: Iterable[Partition]) -> Iterator[tuple[Partition, int]]:
+        """Each partition with the samples of the open batch that have come before it."""
+        rows = 0
+        for partition in order:
+            yield partition, rows % self._batch_size
+            rows += partition.rows_left
 
     def _stitch(self) -> Batch:
         whole = Batch.concat(self._open)

@@ -54,7 +54,10 @@ class Progress(_Event, frozen=True):
 
 
 class Interval(_Event, frozen=True):
-    """Every `status.print_interval` steps: the metrics of those steps alone, and of the epoch so far."""
+    """Every `status.print_interval` steps: the metrics of those steps alone, and of the epoch so far.
+
+    more   of those steps, of every label but the first, by its name
+    """
 
     epoch: int
     step: int
@@ -62,6 +65,7 @@ class Interval(_Event, frozen=True):
     examples_per_s: float
     metrics: Metrics
     epoch_metrics: Metrics
+    more: dict[str, Metrics] = {}
 
 
 class AtCut(_Event, frozen=True):
@@ -69,8 +73,10 @@ class AtCut(_Event, frozen=True):
 
     examples   trained so far, by all trainers
     read       samples that have come to this trainer since it began
+    left_out   of these, left out on purpose
     taken      of each partition of the epoch that this trainer reads: url, first row, rows, and how many of them are trained
     last       whether the run ends with this cut
+    is_best    whether the evaluation on `data.valid` here was the best so far
     """
 
     trainer: int
@@ -80,6 +86,8 @@ class AtCut(_Event, frozen=True):
     read: int
     taken: list[tuple[str, int, int, int]]
     last: bool
+    left_out: int = 0
+    is_best: bool = False
 
 
 class TrainerWritten(_Event, frozen=True):
@@ -109,12 +117,27 @@ class Remark(_Event, frozen=True):
 
 
 class Evaluated(_Event, frozen=True):
-    """An evaluation has ended."""
+    """An evaluation has ended.
+
+    more   of every label but the first, by its name
+    data   what was evaluated on
+    is_best   whether no evaluation on `valid` before was better
+    """
 
     epoch: int
     step: int
     seconds: float
     metrics: Metrics
+    more: dict[str, Metrics] = {}
+    data: Literal["test", "valid"] = "test"
+    is_best: bool = False
+
+
+class Scored(_Event, frozen=True):
+    """Scorer `scorer` has predicted so many samples since it began."""
+
+    scorer: int
+    samples: int
 
 
 class TrainerStatus(_Event, frozen=True):
@@ -155,6 +178,7 @@ class StatusReport(_Event, frozen=True):
 class Finished(_Event, frozen=True):
     """The trainer has stopped, at the end of its data or because it was asked to.
 
+    `goes_back_to`: the step of the best evaluation, whose rows and weights the run is to end with; 0: those it has now.
     `first_step_at` is the Unix time at which the first step was done. The steady-state figures leave out the first steps and
     evaluation; they are 0 for a run too short to have a steady state.
     """
@@ -168,11 +192,13 @@ class Finished(_Event, frozen=True):
     steady_cpu_s_per_million: float
     steady_trainer_wait_share: float
     stopped: bool
+    goes_back_to: int = 0
 
 
 Event = (
-    Started | Progress | Interval | AtCut | TrainerWritten | Saved | Remark | Evaluated | TrainerStatus | StatusReport | Finished
-)
+    Started | Progress | Interval | AtCut | TrainerWritten | Saved | Remark | Evaluated | Scored | TrainerStatus | StatusReport
+    | Finished
+)  # fmt: skip
 Emit = Callable[[Event], None]
 
 

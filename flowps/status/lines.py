@@ -30,7 +30,11 @@ def lines(event: Event) -> Iterator[str]:
     elif isinstance(event, StatusReport):
         yield from _status(event)
     elif isinstance(event, Evaluated):
-        yield f"evaluated {event.metrics.examples} examples in {event.seconds:.1f} s: {quality(event.metrics)}"
+        on = "" if event.data == "test" else f" of data.{event.data}"
+        best = "; the best so far" if event.is_best else ""
+        yield f"evaluated {event.metrics.examples} examples{on} in {event.seconds:.1f} s: {quality(event.metrics)}{best}"
+        for label, metrics in event.more.items():
+            yield f"    label {label}: {quality(metrics)}"
     elif isinstance(event, Finished):
         yield (
             f"{'stopped' if event.stopped else 'trained'}: {event.examples} examples, {event.steps} steps, "
@@ -55,14 +59,14 @@ def auc(value: float | None) -> str:
 
 def _interval(event: Interval) -> Iterator[str]:
     rates = f"({event.steps_per_s:.1f} it/sec; {event.examples_per_s:.1f} examples/sec)"
-    found = event.metrics
-    for name, value in (
-        ("auc", auc(found.auc)),
-        ("xentropy_mean", f"{found.logloss:.4f}"),
-        ("prob_mean", f"{found.prob_mean:.4f}"),
-        ("real_mean", f"{found.real_mean:.4f}"),
-    ):
-        yield f"step {event.step}, {name} = {value} {rates}"
+    for of_label, found in {"": event.metrics, **{f"{label}/": metrics for label, metrics in event.more.items()}}.items():
+        for name, value in (
+            ("auc", auc(found.auc)),
+            ("xentropy_mean", f"{found.logloss:.4f}"),
+            ("prob_mean", f"{found.prob_mean:.4f}"),
+            ("real_mean", f"{found.real_mean:.4f}"),
+        ):
+            yield f"step {event.step}, {of_label}{name} = {value} {rates}"
 
 
 def _status(event: StatusReport) -> Iterator[str]:

@@ -42,6 +42,7 @@ class Feed:
     """A batch with its looked-up embeddings, float32 [size, width]. `ticket` is also the batch's id for its push.
 
     inputs what `stage` made of them
+    read   samples that were read for it, those left out on purpose among them
     times  when its thread began to wait for a permit, had it, had the batch, had looked it up, and had the feed ready
            (time.perf_counter)
     """
@@ -51,6 +52,7 @@ class Feed:
     embeddings: Float32
     inputs: Any
     times: tuple[float, float, float, float, float]
+    read: int
 
 
 class FeedQueue:
@@ -85,7 +87,8 @@ class FeedQueue:
         self._permits = permits
         self._next_ticket = self._deliver = first_ticket
         self.samples = 0
-        """Samples of all batches that have a ticket."""
+        """Samples read for all batches that have a ticket, and at the end of the data of all batches."""
+        self._left_over = 0  # samples read and left out on purpose since the last batch with a ticket; guarded by the read lock
         self._held_from: float = math.inf  # no ticket from this one on is given
         self._end: int | None = None  # the ticket that will not come
         self._ready: dict[int, Feed] = {}
@@ -148,6 +151,11 @@ class FeedQueue:
             self._changed.notify_all()
 
     @property
+    def trailing(self) -> int:
+        """Samples that were read and left out on purpose after the last batch; 0 until the end of the data was read."""
+        return 0 if self._end is None else self._left_over
+
+    @property
     def depth(self) -> int:
         """Feeds that are ready now."""
         return len(self._ready)
@@ -181,7 +189,7 @@ class FeedQueue:
     def _run(self) -> None:
         try:
             while (taken := self._take()) is not None:
-                ticket, batch, times = taken
+                ticket, batch, read, times = taken
                 with self._status.timed("CheckBatch", ticket):
                     self._check_batch(batch)
                 with self._status.timed("EmbeddingLookup", ticket):
@@ -192,7 +200,8 @@ class FeedQueue:
                 with self._status.timed("StageFeed", ticket):
                     inputs = self._stage(batch, embeddings)
                 with self._changed:
-                    self._ready[ticket] = Feed(ticket, batch, embeddings, inputs, (*times, looked_up, time.perf_counter()))
+                    all_times = (*times, looked_up, time.perf_counter())
+                    self._ready[ticket] = Feed(ticket, batch, embeddings, inputs, all_times, read)
                     self._changed.notify_all()
         except BaseException as error:  # handed over whole: whoever calls `get` raises it
             self.fail(error)
@@ -201,8 +210,11 @@ class FeedQueue:
         """Whether `get` has something to answer."""
         return self._deliver in self._ready or self._error is not None or self._closed or self._deliver == self._end
 
-    def _take(self) -> tuple[int, Batch, tuple[float, float, float]] | None:
-        """A permit, then a ticket and its batch, with the first three of the feed's times; None when there are no more."""
+    def _take(self) -> tuple[int, Batch, int, tuple[float, float, float]] | None:
+        """A permit, then a ticket and its batch, with the samples read for it and the first three of the feed's times.
+
+        None when there are no more.
+        """
         began = time.perf_counter()
         while True:
             with self._status.timed("PermitWait"), self._changed:
@@ -218,7 +230,7 @@ class FeedQueue:
                 try:
                     if batch is None:
                         with self._status.timed("ReadSample"):
-                            batch = next(self._batches, None)
+                            batch = self._next_batch()
                 except BaseException as error:
                     # Before the lock is free: no other thread may read on and take the end, or a batch behind the gap, for its own.
                     self.fail(error)
@@ -227,15 +239,23 @@ class FeedQueue:
                     ticket = self._next_ticket
                     if batch is None:
                         self._end = ticket
+                        self.samples += self._left_over
                         self._changed.notify_all()
                         return None
                     if not self._is_held():
                         self._next_ticket += 1
-                        self.samples += batch.size
-                        return ticket, batch, (began, permitted, time.perf_counter())
+                        read, self._left_over = batch.read + self._left_over, 0
+                        self.samples += read
+                        return ticket, batch, read, (began, permitted, time.perf_counter())
                     # Held since it had its permit: another thread, or this one, gives the batch its ticket later.
                     self._aside = batch
                     self._permits += 1
+
+    def _next_batch(self) -> Batch | None:
+        """The next batch with samples. Of others, all samples were left out."""
+        while (batch := next(self._batches, None)) is not None and not batch.size and batch.left_out:
+            self._left_over += batch.left_out
+        return batch
 
     def _is_held(self) -> bool:
         return self._next_ticket >= self._held_from

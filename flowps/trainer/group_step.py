@@ -16,6 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from flowps.batch import Batch, Float32
+from flowps.trainer.forward import called
 from flowps.trainer.group import Group
 from flowps.trainer.step import Step
 
@@ -48,7 +49,8 @@ class GroupStep(Step):
         self._group, self._batch_size = group, batch_size
         super().__init__(*of_step, **more)
         self._sizes = [int(np.prod(variable.shape)) for variable in self._variables]
-        self._length = sum(self._sizes) + 2 + _VOTES + group.size * (1 + 2 * batch_size)
+        self._tasks = self._forward.tasks
+        self._length = sum(self._sizes) + 2 + _VOTES + group.size * (1 + 2 * batch_size * self._tasks)
         self._local = tf.function(self._local_step, input_signature=self._signature, jit_compile=self._jit_compile)
         self._sum = tf.function(
             lambda flat: group.sum(flat, _STEP_KEY), input_signature=[tf.TensorSpec((self._length,), tf.float32)]
@@ -72,12 +74,13 @@ class GroupStep(Step):
         group, most = self._group, self._batch_size
         head = np.zeros(_VOTES + group.size, np.float32)
         head[:_VOTES] = stop, cut
-        rest = np.zeros((2, group.size, most), np.float32)
+        of_samples = (2, group.size, most) if self._tasks == 1 else (2, group.size, most, self._tasks)
+        rest = np.zeros(of_samples, np.float32)
         if batch is None:
             gradient, flat = None, tf.zeros(sum(self._sizes) + 2)
         else:
             head[_VOTES + group.number] = batch.size
-            flat, gradient, logits = self._called(self._local, batch, *inputs)
+            flat, gradient, logits = called(self._local, batch, *inputs)
             rest[0, group.number, : batch.size] = batch.labels
             rest[1, group.number, : batch.size] = logits.numpy()
         summed = group.guarded(self._sum, tf.concat([flat, head, rest.reshape(-1)], 0))
@@ -88,7 +91,7 @@ class GroupStep(Step):
         samples = int(sizes.sum())
         if not samples:
             return Joint(0.0, _NONE, _NONE, None, stop, cut)
-        labels, logits = tail_of_samples[group.size :].reshape(2, group.size, most)
+        labels, logits = tail_of_samples[group.size :].reshape(of_samples)
         took = [np.concatenate([of[k, :n] for k, n in enumerate(sizes)]) for of in (labels, logits)]
         if gradient is not None:
             gradient = self._scaled(gradient, samples / most)
@@ -117,10 +120,10 @@ class GroupStep(Step):
         for variable, part in zip(floats, np.split(agreed(flat), ends[:-1]), strict=True):
             variable.assign(part.reshape(variable.shape))
 
-    def _local_step(self, embeddings: Any, dense: Any, lengths: Any, labels: Any) -> tuple[Any, Any, Any]:
+    def _local_step(self, embeddings: Any, dense: Any, lengths: Any, labels: Any, weights: Any) -> tuple[Any, Any, Any]:
         """This trainer's part: means over its samples, weighed by how many of `batch_size` there are."""
         weight = tf.cast(tf.shape(labels)[0], tf.float32) / self._batch_size
-        objective, logits, gradient, gradients = self._gradients(embeddings, dense, lengths, labels, weight)
+        objective, logits, gradient, gradients = self._gradients(embeddings, dense, lengths, labels, weights, weight)
         flat = [tf.reshape(tf.cast(of, tf.float32), [-1]) for of in gradients]
         # The others do not see the embeddings' gradient, and must know of NaN and infinity in it.
         unsound = 1.0 - tf.cast(tf.reduce_all(tf.math.is_finite(gradient)), tf.float32)

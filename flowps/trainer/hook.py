@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from flowps.batch import Float32
 from flowps.status.event import Emit, Interval, Progress
 from flowps.status.run_status import RunStatus
-from flowps.trainer.metrics import StreamingMetrics
+from flowps.trainer.metrics import LabelMetrics
 from flowps.trainer.state import Arrays, named, only
 
 _PROGRESS_S = 0.5
@@ -19,17 +20,17 @@ _WARM_STEPS = 20  # steps before the steady state: compiling, first pages of the
 class StepReporter:
     """Emits Progress twice a second and Interval every `print_interval` steps. Called by the trainer's thread."""
 
-    def __init__(self, emit: Emit, print_interval: int) -> None:
-        self._emit, self._print_interval = emit, print_interval
+    def __init__(self, emit: Emit, print_interval: int, labels: Sequence[str] = ("label",)) -> None:
+        self._emit, self._print_interval, self._labels = emit, print_interval, labels
         self._epoch = 0
-        self._interval, self._of_epoch = StreamingMetrics(), StreamingMetrics()
+        self._interval, self._of_epoch = LabelMetrics(labels), LabelMetrics(labels)
         self._interval_start = self._progress_at = time.perf_counter()
         self._interval_steps = self._interval_examples = self._progress_examples = 0
         self._auc: float | None = None
 
     def begin_epoch(self, epoch: int) -> None:
         """Later steps belong to `epoch`, counted from 1."""
-        self._epoch, self._of_epoch = epoch, StreamingMetrics()
+        self._epoch, self._of_epoch = epoch, LabelMetrics(self._labels)
         self._begin_interval()
 
     def after_step(self, step: int, examples: int, loss: float, labels: Float32, logits: Float32, queue_depth: int) -> None:
@@ -51,11 +52,11 @@ class StepReporter:
         if not self._interval_steps:
             return
         seconds = time.perf_counter() - self._interval_start
-        metrics = self._interval.result()
+        metrics, more = self._interval.result()
         self._of_epoch.merge(self._interval)
         self._auc = metrics.auc
         rates = self._interval_steps / seconds, self._interval_examples / seconds
-        self._emit(Interval(self._epoch, step, *rates, metrics, self._of_epoch.result()))
+        self._emit(Interval(self._epoch, step, *rates, metrics, self._of_epoch.result()[0], more))
         self._begin_interval()
 
     def state(self) -> Arrays:
@@ -68,11 +69,11 @@ class StepReporter:
         if not arrays:
             return
         self._interval_steps, self._interval_examples = (int(n) for n in arrays["steps"])
-        self._interval = StreamingMetrics.of_arrays(only(arrays, "interval/"))
-        self._of_epoch = StreamingMetrics.of_arrays(only(arrays, "epoch/"))
+        self._interval = LabelMetrics.of_arrays(self._labels, only(arrays, "interval/"))
+        self._of_epoch = LabelMetrics.of_arrays(self._labels, only(arrays, "epoch/"))
 
     def _begin_interval(self) -> None:
-        self._interval = StreamingMetrics()
+        self._interval = LabelMetrics(self._labels)
         self._interval_start = time.perf_counter()
         self._interval_steps = self._interval_examples = 0
 

@@ -11,7 +11,7 @@ import os
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -22,14 +22,16 @@ from flowps.config import Config
 from flowps.errors import ConfigError, StoppedError
 from flowps.status.event import Evaluated, Finished, Metrics, Remark
 from flowps.status.reporter import Reporter
+from flowps.trainer.best import BestSoFar
 from flowps.trainer.cut import CutClock
 from flowps.trainer.feed import Feed, FeedQueue
 from flowps.trainer.group_step import METRICS_KEY, GroupStep
 from flowps.trainer.hook import SteadyClock, StepReporter
-from flowps.trainer.metrics import StreamingMetrics
+from flowps.trainer.metrics import LabelMetrics
 from flowps.trainer.models import ModelSpec, build
 from flowps.trainer.push import PushQueue
 from flowps.trainer.schedule import Schedule
+from flowps.trainer.score import scored
 from flowps.trainer.state import Cut, State, named, only
 from flowps.trainer.step import Step
 from flowps.trainer.surroundings import BatchStream, Ending, Surroundings
@@ -97,15 +99,20 @@ class Trainer:
         self._all_stop = False  # whether all trainers have agreed, in a step, to stop after it
         self._first_step_at = 0.0
         self._board = Board(config.tensorboard, self._schedule.at)
-        self._hook = StepReporter(self._board.told(around.emit), config.status.print_interval)
+        self._hook = StepReporter(self._board.told(around.emit), config.status.print_interval, spec.labels)
         self._clock = SteadyClock(around.status)
-        self._epoch = self._epoch_samples = 0  # the one being trained, and how many of its samples this trainer has trained
+        self._epoch = self._epoch_samples = 0  # the one being trained, and how many of its samples are trained or left out here
         self._read = 0  # samples that have come, of epochs before this one
+        self._negatives = 0  # of all samples trained or left out here, those left out on purpose
         self._training: FeedQueue | None = None  # feeds of this one
         self._in_epoch = False
         self._until: int | None = None  # the ticket before which a trainer that is alone stops
         self._reporter: Reporter | None = None
-        self._cuts = CutClock(config.checkpoint.every_steps, config.checkpoint.every_s, config.trainer.in_flight)
+        self._cuts = CutClock(config.checkpoint.every_steps, config.checkpoint.every_s, knobs.in_flight)
+        self._evaluations = CutClock(knobs.evaluate_steps if around.valid is not None else 0, 0, knobs.in_flight)
+        self._best = BestSoFar(knobs.monitor, knobs.patience)
+        self._validated = 0  # the step of the last evaluation on the validation data
+        self._is_over = False  # whether no evaluation has become better for too long
         if around.resume is not None:
             self._restore(around.resume)
         elif around.warm_start is not None:
@@ -121,7 +128,11 @@ class Trainer:
             group.join()
         model = build(self._config.model, self._spec, knobs.precision, self._config.seed)
         scaling = knobs.precision == "mixed_float16"
-        how = (model, self._spec, knobs.optimizer, knobs.learning_rate, knobs.jit_compile, scaling)
+        clips = {"clipnorm": knobs.clip_norm, "global_clipnorm": knobs.clip_global_norm, "clipvalue": knobs.clip_value}
+        how = (
+            model, self._spec, knobs.optimizer, knobs.learning_rate, knobs.jit_compile, scaling,
+            {name: bound for name, bound in clips.items() if bound}, self._config.data.negative_rate,
+        )  # fmt: skip
         return Step(*how) if group is None else GroupStep(*how, group=group, batch_size=self._config.data.batch_size)
 
     @property
@@ -158,18 +169,12 @@ class Trainer:
         try:
             if isinstance(self._step, GroupStep):
                 self._step.share_weights()
-            for epoch in range(self._epoch, self._config.epochs):
-                if not self._is_stopped:
-                    self._train_epoch(epoch)
-                if self._is_stopped:
-                    break
-                self._epochs += 1
-                self._epoch, self._epoch_samples, self._in_epoch = epoch + 1, 0, False
-            if not self._is_stopped:
-                self._cut(last=True)
+            if around.trains:
+                self._train()
             reporter.trained()
-            if not self._is_stopped:
-                test = self._evaluate()
+            goes_back_to = self._best.step if self._best.step != self._steps and self._config.trainer.patience else 0
+            if not self._is_stopped and not goes_back_to:
+                test = self._evaluate("test")
         except BaseException:
             with suppress(Exception):  # the error that ends the run is the one to show
                 reporter.close()
@@ -179,6 +184,7 @@ class Trainer:
         finished = Finished(
             self._epochs, self._steps, self._examples, time.perf_counter() - start, self._first_step_at,
             clock.examples_per_s, clock.cpu_s_per_million, clock.trainer_wait_share, self._around.stop.is_set(),
+            0 if self._is_stopped else goes_back_to,
         )  # fmt: skip
         self._around.emit(finished)
         return Trained(self.model, finished, test)
@@ -188,12 +194,24 @@ class Trainer:
         """Whether the run ends here. Several trainers go by what all of them know: a request comes to each at its own time."""
         return self._all_stop if isinstance(self._step, GroupStep) else self._around.stop.is_set()
 
-    def _train_epoch(self, epoch: int) -> None:
+    def _train(self) -> None:
+        """Every epoch that is left, until a stop or until no evaluation has become better for too long."""
+        self._is_over = self._best.is_over
+        for epoch in range(self._epoch, self._config.epochs):
+            if self._is_stopped or self._is_over or not self._train_epoch(epoch):
+                break
+            self._epochs += 1
+            self._epoch, self._epoch_samples, self._in_epoch = epoch + 1, 0, False
+        if not self._is_stopped:
+            self._cut(last=True)
+
+    def _train_epoch(self, epoch: int) -> bool:
+        """Whether it was trained to its end."""
         self._hook.begin_epoch(epoch + 1)
         self._in_epoch = True
         if self._around.resume is not None and epoch == self._around.resume.epoch:
             self._hook.restore(only(self._around.resume.arrays, _METRICS))
-        stream = Ending(self._around.train(epoch), self._around.stop)
+        is_whole, stream = True, Ending(self._around.train(epoch), self._around.stop)
         # Closed in reverse order: the stream first, so that no feed thread still waits for it.
         with (
             closing(self._feeds(stream, training=True)) as feeds,
@@ -204,11 +222,17 @@ class Trainer:
             self._clock.resume()
             try:
                 while self._train_step(feeds, pushes, stream):
-                    if self._ticket == self._cuts.at:
+                    if self._ticket in (self._cuts.at, self._evaluations.at):
                         pushes.drain()
                         feeds.check()
-                        self._cut()
-                        feeds.hold_from(math.inf)
+                        self._stand_still()
+                        if self._is_over:
+                            is_whole = False
+                            break
+                        feeds.hold_from(self._held_from)
+                else:
+                    self._epoch_samples += feeds.trailing
+                    self._negatives += feeds.trailing
             except BaseException:
                 with suppress(Exception):  # the error that ends the run is the one to show
                     self._around.give_up(self._ticket)
@@ -228,9 +252,38 @@ class Trainer:
                 self._around.forget(ticket)
         if isinstance(self._step, GroupStep):
             self._step.share_state()
-        if self._is_stopped or self._cuts.at is not None:
-            self._cut(last=self._is_stopped)
+        is_best = is_whole and not self._is_stopped and self._validate()
+        if self._is_stopped or is_best or self._cuts.at is not None:
+            self._cut(last=self._is_stopped, is_best=is_best)
         self._hook.end_interval(self._steps)
+        return is_whole and not self._is_stopped
+
+    def _stand_still(self) -> None:
+        """With nothing in flight after a step: evaluate, or let the run be saved, or both, as it was decided."""
+        is_best = False
+        if self._ticket == self._evaluations.at:
+            self._clock.pause()
+            if isinstance(self._step, GroupStep):
+                self._step.share_state()
+            is_best = self._validate()
+            self._clock.resume()
+        if is_best or self._ticket == self._cuts.at:
+            self._cut(is_best=is_best)
+
+    def _validate(self) -> bool:
+        """Evaluate on the validation data, if there are any that were not at this step; whether that is the best so far."""
+        self._evaluations.done()
+        if self._around.valid is None or self._validated == self._steps:
+            return False
+        self._validated = self._steps
+        self._evaluate("valid")
+        self._is_over = self._best.is_over
+        return self._best.step == self._steps
+
+    @property
+    def _held_from(self) -> float:
+        """The ticket before which the trainer is to stand still."""
+        return min((at for at in (self._cuts.at, self._evaluations.at) if at is not None), default=math.inf)
 
     def _train_step(self, feeds: FeedQueue, pushes: PushQueue, stream: BatchStream) -> bool:
         """Whether there may be another step."""
@@ -243,11 +296,13 @@ class Trainer:
             return False
         self._steps += 1
         self._examples += len(stepped.labels)
-        if (cut_at := self._cuts.decide(self._steps, self._ticket, stepped.asks_cut)) is not None:
-            feeds.hold_from(cut_at)
+        decided = self._cuts.decide(self._steps, self._ticket, stepped.asks_cut)
+        if self._evaluations.decide(self._steps, self._ticket, asked=False) is not None or decided is not None:
+            feeds.hold_from(self._held_from)
         if feed is not None:
             pushes.put(feed.ticket, stepped.gradient, stepped.rate_scale, feeds.release)
-            self._epoch_samples += feed.batch.size
+            self._epoch_samples += feed.read
+            self._negatives += feed.batch.left_out
         self._first_step_at = self._first_step_at or time.time()
         self._hook.after_step(self._steps, self._examples, stepped.loss, stepped.labels, stepped.logits, feeds.depth)
         self._clock.after_step(len(stepped.labels))
@@ -277,7 +332,7 @@ class Trainer:
 
     # --- cuts ---------------------------------------------------------------------------------------------------------
 
-    def _cut(self, last: bool = False) -> None:
+    def _cut(self, last: bool = False, is_best: bool = False) -> None:
         """Let the run be saved as it is now, with nothing in flight."""
         if isinstance(self._step, GroupStep) and not last:
             self._step.share_state()
@@ -285,18 +340,21 @@ class Trainer:
             group = self._around.group
             state = self._state() if group is None or group.number == 0 else None
             read = self._read + (self._training.samples if self._training is not None else 0)
-            self._around.cut(Cut(self._steps, self._epoch, self._examples, self._epoch_samples, read, last, state))
+            self._around.cut(
+                Cut(self._steps, self._epoch, self._examples, self._epoch_samples, read, last, state, self._negatives, is_best)
+            )
         self._cuts.done()
 
     def _state(self) -> State:
         arrays = named(_STEP, self._step.state())
         if self._in_epoch:
             arrays |= named(_METRICS, self._hook.state())
-        return State(self._steps, self._examples, self._epoch, self._ends, arrays)
+        return State(self._steps, self._examples, self._epoch, self._ends, arrays, self._best.state())
 
     def _restore(self, state: State) -> None:
         self._steps, self._examples, self._epoch, self._ends = state.steps, state.examples, state.epoch, state.ends
         self._epochs = state.epoch
+        self._best.restore(state.best)
         self._step.restore(only(state.arrays, _STEP))
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -323,41 +381,31 @@ class Trainer:
             return None
         return _Stepped(joint.loss, joint.labels, joint.logits, joint.gradient, rate_scale, joint.cut)
 
-    def _evaluate(self) -> Metrics | None:
-        """Score the test batches; creates no rows and changes nothing."""
-        if self._around.test is None:
+    def _evaluate(self, data: Literal["test", "valid"]) -> Metrics | None:
+        """Score all batches of the data; creates no rows and changes nothing. None if there are none, or at a stop."""
+        stream = {"test": self._around.test, "valid": self._around.valid}[data]
+        if stream is None:
             return None
         start = time.perf_counter()
-        metrics = StreamingMetrics()
-        stream = self._around.test()
-        with closing(self._feeds(stream, training=False)) as feeds, closing(stream):
-            while (feed := self._next_to_score(feeds)) is not None:
-                with self._around.status.timed("PredictStep"):
-                    logits = self._step.predict(feed.batch, feed.embeddings, feed.inputs)
-                metrics.update(feed.batch.labels, logits)
-                feeds.release()
-            feeds.check()
+        metrics, labels = LabelMetrics(self._spec.labels), self._spec.labels
+        batches = stream()
+        for batch, logits in scored(self._feeds(batches, training=False), batches, self._step, self._around.status):
+            metrics.update(batch.labels, logits)
         if self._around.group is not None:
             # Of all trainers; also of one that was stopped, so that none waits for it in vain.
             state = np.append(metrics.state(), float(self._around.stop.is_set()))
             *summed, stopped = self._around.group.add(state, METRICS_KEY)
-            metrics = StreamingMetrics.of_state(np.array(summed))
+            metrics = LabelMetrics.of_state(labels, np.array(summed))
             if stopped:
                 self._around.stop.set()
         if self._around.stop.is_set():
             return None
-        result = metrics.result()
-        evaluated = Evaluated(self._epochs, self._steps, time.perf_counter() - start, result)
-        self._board.evaluated(evaluated, metrics)
+        result, more = metrics.result()
+        is_best = data == "valid" and self._best.see(self._steps, result)
+        evaluated = Evaluated(self._epochs, self._steps, time.perf_counter() - start, result, more, data, is_best)
+        self._board.evaluated(evaluated, metrics.of_each[0])
         self._around.emit(evaluated)
         return result
-
-    @staticmethod
-    def _next_to_score(feeds: FeedQueue) -> Feed | None:
-        try:
-            return feeds.get()
-        except StoppedError:
-            return None
 
     def _feeds(self, stream: BatchStream, training: bool) -> FeedQueue:
         def lookup(ticket: int, batch: Batch) -> Any:

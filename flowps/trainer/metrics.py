@@ -5,7 +5,7 @@ Called by one thread per object. scikit-learn agrees (tests/trainer/test_metrics
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,3 +115,51 @@ class StreamingMetrics:
         self._logloss += float(np.sum(np.maximum(logits, 0) - logits * labels + np.log1p(small), dtype=np.float64))
         self._prob += float(np.sum(np.where(logits >= 0, 1, small) / (1 + small), dtype=np.float64))
         self._real += float(np.sum(labels, dtype=np.float64))
+
+
+class LabelMetrics:
+    """StreamingMetrics of each label. Labels and logits are float32 [n] of one label, [n, labels] of several."""
+
+    def __init__(self, labels: Sequence[str], of_each: Sequence[StreamingMetrics] = ()) -> None:
+        self._labels = labels
+        self.of_each = list(of_each) or [StreamingMetrics() for _ in labels]
+
+    def update(self, labels: Float32, logits: Float32) -> None:
+        """See StreamingMetrics."""
+        if len(self.of_each) == 1:
+            self.of_each[0].update(labels, logits)
+            return
+        for k, metrics in enumerate(self.of_each):
+            metrics.update(labels[:, k], logits[:, k])
+
+    def merge(self, other: LabelMetrics) -> None:
+        """Add everything `other`, of the same labels, has seen."""
+        for metrics, more in zip(self.of_each, other.of_each, strict=True):
+            metrics.merge(more)
+
+    def state(self) -> NDArray[np.float64]:
+        """See StreamingMetrics; those of all labels one after the other."""
+        return np.concatenate([metrics.state() for metrics in self.of_each])
+
+    @staticmethod
+    def of_state(labels: Sequence[str], state: NDArray[np.float64]) -> LabelMetrics:
+        """The object that has this `state`."""
+        return LabelMetrics(labels, [StreamingMetrics.of_state(part) for part in np.split(state, len(labels))])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """See StreamingMetrics; their names begin with the number of the label."""
+        return {f"{k}/{name}": array for k, of in enumerate(self.of_each) for name, array in of.arrays().items()}
+
+    @staticmethod
+    def of_arrays(labels: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> LabelMetrics:
+        """The object that gave `arrays`."""
+        parts: list[dict[str, NDArray[Any]]] = [{} for _ in labels]
+        for name, array in arrays.items():
+            number, _, key = name.rpartition("/")
+            parts[int(number or 0)][key] = array  # those of versions that knew one label have no number
+        return LabelMetrics(labels, [StreamingMetrics.of_arrays(part) for part in parts])
+
+    def result(self) -> tuple[Metrics, dict[str, Metrics]]:
+        """The figures of the first label, and of the others by name."""
+        first, *others = (metrics.result() for metrics in self.of_each)
+        return first, dict(zip(self._labels[1:], others, strict=True))

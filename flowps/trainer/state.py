@@ -29,6 +29,7 @@ class State:
     steps, examples   so far, of all trainers
     epoch             the one being trained, from 0
     ends              epochs' ends that several trainers have met at
+    best              of BestSoFar
     arrays            by name: the model's variables, the optimizer's, the metrics so far
     """
 
@@ -37,10 +38,17 @@ class State:
     epoch: int
     ends: int
     arrays: Arrays = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+
+    def part(self, prefix: str) -> Arrays:
+        """The arrays whose names begin with `prefix`, without it."""
+        return only(self.arrays, prefix)
 
     def to_bytes(self) -> bytes:
         """As a NumPy archive (.npz)."""
-        counts = json.dumps({"steps": self.steps, "examples": self.examples, "epoch": self.epoch, "ends": self.ends})
+        counts = json.dumps(
+            {"steps": self.steps, "examples": self.examples, "epoch": self.epoch, "ends": self.ends, "best": self.best}
+        )
         file = io.BytesIO()
         np.savez(file, allow_pickle=False, **{_COUNTS: np.array(counts)}, **self.arrays)
         return file.getvalue()
@@ -65,6 +73,8 @@ class Cut:
     read                    samples that have come to this trainer since it began
     last                    whether the run ends here
     state                   of the trainer that speaks for all
+    left_out                of the samples read, left out on purpose
+    is_best                 whether the evaluation here was the best so far
     """
 
     step: int
@@ -74,6 +84,8 @@ class Cut:
     read: int
     last: bool
     state: State | None
+    left_out: int = 0
+    is_best: bool = False
 
 
 def only(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:

@@ -6,6 +6,7 @@ Runs where TensorFlow puts it: on a GPU when it sees one. Called by the trainer'
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -13,16 +14,18 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from flowps.batch import Batch, Float32, Int32
+from flowps.batch import Batch, Float32
 from flowps.errors import CheckpointError, ConfigError, ModelError
+from flowps.trainer.forward import Forward, called
 from flowps.trainer.models import ModelSpec
 
 _LEAST_SCALE = 2.0**-10  # of losses, as float16 needs it to be large
-_ALIGNMENT = 64  # bytes; Eigen's on machines with AVX-512, and enough on all others
 
 
 class Step:
-    """Steps of `model` with the binary cross-entropy of its logits, averaged over the batch.
+    """Steps of `model` with the binary cross-entropy of its logits times the sample's weight, averaged over the batch.
+
+    With several labels it is the sum of theirs.
 
     Parameters
     ----------
@@ -31,23 +34,25 @@ class Step:
     jit_compile : compile with XLA; a batch of another size compiles again.
     loss_scaling : keep float16 gradients from becoming 0 (Micikevicius et al., "Mixed Precision Training", 2018): a step whose
         scaled gradients overflow is left out, counted in `left_out`, and its embeddings' gradient is 0.
+    clips : of the dense gradients, as Keras's optimizers name them: clipnorm, global_clipnorm or clipvalue.
+    negative_rate : see Forward.
 
     Raises ConfigError for an unknown optimizer and ModelError for a model that TensorFlow cannot trace.
     """
 
     def __init__(
         self, model: keras.Model, spec: ModelSpec, optimizer: str, learning_rate: float, jit_compile: bool,
-        loss_scaling: bool = False,
+        loss_scaling: bool = False, clips: Mapping[str, float] = MappingProxyType({}), negative_rate: float = 1.0,
     ) -> None:  # fmt: skip
         self.model = model
         self.left_out = 0
         self.spoiled = False
         """Whether a step gave NaN or infinity, so that the dense weights are of no use."""
-        self._keys = list(spec.widths())
-        self._sequences = [(at, slot.max_len) for at, slot in enumerate(spec.slots) if slot.max_len]
+        self._forward = Forward(model, spec, jit_compile, negative_rate)
         self._variables = model.trainable_variables
         try:
-            self._optimizer = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": learning_rate}})
+            config = {"learning_rate": learning_rate, **clips}
+            self._optimizer = keras.optimizers.get({"class_name": optimizer, "config": config})
         except Exception as error:
             raise ConfigError(
                 f"trainer.optimizer: Keras has no optimizer {optimizer!r} that takes a learning rate: {error}"
@@ -58,49 +63,36 @@ class Step:
         self._optimizer.build(self._variables)
         self._learning_rate, self._rate_scale = learning_rate, 1.0
         self._jit_compile, self._loss_scaling = jit_compile, loss_scaling
-        self._gpu = next((device.name for device in tf.config.list_logical_devices("GPU")), None)
-        self._signature = signature = [
-            tf.TensorSpec((None, spec.width), tf.float32),
-            tf.TensorSpec((None, spec.dense_width), tf.float32),
-            tf.TensorSpec((None, len(spec.sequences)), tf.int32),
-            tf.TensorSpec((None,), tf.float32),
-        ]
-        self._train = tf.function(self._train_step, input_signature=signature, jit_compile=jit_compile)
-        self._predict = tf.function(self._forward, input_signature=signature[:3], jit_compile=jit_compile)
+        self._signature = self._forward.signature
+        self._train = tf.function(self._train_step, input_signature=self._signature, jit_compile=jit_compile)
         try:
             self._train.get_concrete_function()
         except Exception as error:  # it is the user's model that is traced here
             raise ModelError(f"the model cannot be trained by TensorFlow: {type(error).__name__}: {error}") from error
 
     def stage(self, batch: Batch, embeddings: Float32) -> tuple[Any, ...]:
-        """What a step of this batch takes, as tensors where the step runs; any thread may call it, ahead of the step."""
-        tensors = tuple(_tensor(x) for x in (embeddings, batch.dense, self._lengths(batch), batch.labels))
-        if self._gpu is None:
-            return tensors
-        with tf.device(self._gpu):
-            return tuple(tf.identity(x) for x in tensors)
+        """See Forward."""
+        return self._forward.stage(batch, embeddings)
 
     def train(
         self, batch: Batch, embeddings: Float32, rate_scale: float = 1.0, inputs: tuple[Any, ...] | None = None
     ) -> tuple[float, Float32, Any]:  # fmt: skip
         """Take one step, with `rate_scale` times the learning rate. `inputs`: what `stage` gave for the batch, if it was called.
 
-        Returns the loss, the logits before it (float32 [size]), and the embeddings' gradient as a tensor [size, width].
+        Returns the loss, the logits before it (float32 [size], with several labels [size, labels]), and the embeddings' gradient as
+        a tensor [size, width].
 
         Raises ModelError when TensorFlow fails in the model, and when the loss or any gradient is NaN or infinite: the dense
         weights are then `spoiled` and the gradient must not be pushed.
         """
         self._set_rate(rate_scale)
-        loss, finite, logits, gradient = self._called(self._train, batch, *(inputs or self.stage(batch, embeddings)))
+        loss, finite, logits, gradient = called(self._train, batch, *(inputs or self.stage(batch, embeddings)))
         found = self._judge(float(loss), bool(finite))
         return found, logits.numpy(), gradient if finite else tf.zeros_like(gradient)
 
     def predict(self, batch: Batch, embeddings: Float32, inputs: tuple[Any, ...] | None = None) -> Float32:
-        """Logits, float32 [size]; changes nothing. Raises ModelError when TensorFlow fails, or one is NaN or infinite."""
-        found: Float32 = self._called(self._predict, batch, *(inputs or self.stage(batch, embeddings))[:3]).numpy()
-        if not np.isfinite(found).all():
-            raise ModelError("a prediction is NaN or infinite: look for what only the test data hold, and check your model")
-        return found
+        """See Forward."""
+        return self._forward.predict(batch, embeddings, inputs)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """A copy of all variables, of the model and of its optimizer, by name."""
@@ -144,12 +136,6 @@ class Step:
             self._optimizer.learning_rate = self._learning_rate * rate_scale
             self._rate_scale = rate_scale
 
-    def _called(self, function: Any, batch: Batch, *inputs: Any) -> Any:
-        try:
-            return function(*inputs)
-        except tf.errors.OpError as error:
-            raise _failed(error, batch) from error
-
     def _judge(self, loss: float, finite: bool) -> float:
         """The loss, unless the step has spoiled the model."""
         if finite:
@@ -165,26 +151,17 @@ class Step:
             "or the slots' learning_rate, scale large dense columns (data.log1p), or check your model"
         )
 
-    def _lengths(self, batch: Batch) -> Int32:
-        """How many vectors each sequence of each sample has, int32 [size, sequences]."""
-        found = np.empty((batch.size, len(self._sequences)), np.int32)
-        for k, (slot, max_len) in enumerate(self._sequences):
-            found[:, k] = np.minimum(np.diff(batch.offsets[slot * batch.size : (slot + 1) * batch.size + 1]), max_len)
-        return found
-
-    def _inputs(self, embeddings: Any, dense: Any, lengths: Any) -> dict[str, Any]:
-        values = {"embeddings": embeddings, "dense_columns": dense, "lengths": lengths}
-        return {key: values[key] for key in self._keys}
-
-    def _forward(self, embeddings: Any, dense: Any, lengths: Any, training: bool = False) -> Any:
-        return tf.cast(tf.reshape(self.model(self._inputs(embeddings, dense, lengths), training=training), [-1]), tf.float32)
-
-    def _gradients(self, embeddings: Any, dense: Any, lengths: Any, labels: Any, weight: Any) -> tuple[Any, Any, Any, list[Any]]:
+    def _gradients(
+        self, embeddings: Any, dense: Any, lengths: Any, labels: Any, weights: Any, weight: Any
+    ) -> tuple[Any, Any, Any, list[Any]]:
         """Objective times `weight`, logits, and the gradients of embeddings and variables, times the loss scale if there is one."""
         with tf.GradientTape() as tape:
             tape.watch(embeddings)
-            logits = self._forward(embeddings, dense, lengths, training=True)
-            loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
+            logits = self._forward.logits(embeddings, dense, lengths, training=True)
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+            if self._forward.tasks > 1:
+                losses = tf.reduce_sum(losses, axis=1)
+            loss = tf.reduce_mean(losses * weights)
             # Regularisers that a custom model's layers ask for.
             objective = (loss + tf.add_n(self.model.losses) if self.model.losses else loss) * weight
             scaled = self._optimizer.scale_loss(objective) if self._loss_scaling else objective
@@ -193,8 +170,8 @@ class Step:
         )
         return objective, logits, gradient, gradients
 
-    def _train_step(self, embeddings: Any, dense: Any, lengths: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
-        objective, logits, gradient, gradients = self._gradients(embeddings, dense, lengths, labels, 1.0)
+    def _train_step(self, embeddings: Any, dense: Any, lengths: Any, labels: Any, weights: Any) -> tuple[Any, Any, Any, Any]:
+        objective, logits, gradient, gradients = self._gradients(embeddings, dense, lengths, labels, weights, 1.0)
         if self._loss_scaling:  # before the optimizer changes the scale
             gradient = gradient / self._loss_scale()
         # Not the loss alone: a ReLU turns NaN into 0 on a CPU, so that NaN shows in the gradients only.
@@ -211,25 +188,3 @@ class Step:
 
     def _loss_scale(self) -> Any:
         return tf.cast(self._optimizer.dynamic_scale, tf.float32) if self._loss_scaling else 1.0
-
-
-def _tensor(array: NDArray[Any]) -> Any:
-    """A tensor of the array's values; of its memory where TensorFlow can use that: nobody may write to it while the tensor lives.
-
-    `convert_to_tensor` always copies, and holds the GIL meanwhile: 1.2 ms for the embeddings of a `criteo` batch.
-    """
-    # Memory that does not start on a cache line aborts the process: TensorFlow does not look.
-    if array.size and array.ctypes.data % _ALIGNMENT == 0 and array.flags.c_contiguous and array.flags.writeable:
-        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
-    return tf.convert_to_tensor(array)
-
-
-def _failed(error: Exception, batch: Batch) -> ModelError:
-    """What TensorFlow says, without the graph and the stack it says it with."""
-    lines = str(getattr(error, "message", error)).splitlines()
-    start = max((i + 1 for i, line in enumerate(lines) if line.startswith(("  File ", "Graph execution error"))), default=0)
-    said = " ".join(" ".join(lines[start:]).split())[:400]
-    return ModelError(
-        f"the model failed in TensorFlow on a batch of {batch.size} samples: {type(error).__name__}: {said}; "
-        "check your model, or lower data.batch_size if memory ran out"
-    )

@@ -31,6 +31,8 @@ class Surroundings:
 
     train    epoch (from 0) → its batches
     test     the batches to evaluate on, or None
+    valid    those to evaluate on at the end of every epoch, and between, or None
+    trains   whether there is anything to train: otherwise only the test is left
     lookup   (batch id, batch, training) → embeddings float32 [size, width]; thread-safe
     push     (batch id, gradient float32 [size, width], what learning rates are multiplied by); thread-safe
     stop     set by anyone to end the run after the current step
@@ -58,6 +60,8 @@ class Surroundings:
     cut: Callable[[Cut], None] = lambda cut: None
     resume: State | None = None
     warm_start: Arrays | None = None
+    valid: Callable[[], BatchStream] | None = None
+    trains: bool = True
 
 
 class Ending(BatchStream):

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ class Board:
         if not self._files:
             return
         scalars = {
-            **_quality("", event.metrics), **_quality("epoch/", event.epoch_metrics),
+            **_quality("", event.metrics), **_quality("epoch/", event.epoch_metrics), **_of_labels(event.more),
             "speed/examples_per_second": event.examples_per_s, "speed/steps_per_second": event.steps_per_s,
             "learning_rate_scale": self._rate_scale(event.step - 1),
         }  # fmt: skip
@@ -94,7 +94,8 @@ class Board:
         """Add the evaluation: its figures, and the curves of all that `metrics` has seen."""
         if not self._files:
             return
-        values = [_scalar(tag, value) for tag, value in _quality("", event.metrics).items()]
+        figures = {**_quality("", event.metrics), **_of_labels(event.more)}
+        values = [_scalar(tag, value) for tag, value in figures.items()]
         scores = Scores.of(metrics)
         if len(scores.probabilities):
             groups = scores.calibration()
@@ -107,7 +108,7 @@ class Board:
                 _image("roc_curve", lambda axes: _draw_roc(axes, scores, event.metrics.auc or 0.0)),
                 _tensor("pr_curve", "pr_curves", _pr_data(_THRESHOLDS), scores.precision_recall(_THRESHOLDS).astype(np.float32)),
             ]
-        self._file("test").write(event.step, values)
+        self._file(event.data).write(event.step, values)
 
     def _close(self) -> None:
         while self._files:
@@ -216,6 +217,11 @@ class Scores:
 
 
 # --- summaries ------------------------------------------------------------------------------------------------------------
+
+
+def _of_labels(more: Mapping[str, Metrics]) -> dict[str, float]:
+    """Scalars of every label but the first."""
+    return {tag: value for label, metrics in more.items() for tag, value in _quality(f"{label}/", metrics).items()}
 
 
 def _quality(prefix: str, metrics: Metrics) -> dict[str, float]:

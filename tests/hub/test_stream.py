@@ -474,7 +474,7 @@ def test_what_a_lost_worker_had_is_computed_again(write: Any) -> None:
     ):  # fmt: skip
         client.wait_for_workers(2)
         stream = HubStream(client, parts, spec_of(4), 0, 8, RunStatus())
-        distributed.wait(list(stream._futures), timeout=WAIT_S)
+        distributed.wait(list(stream._parts._futures), timeout=WAIT_S)
         worker = next(address for address, tasks in client.has_what().items() if tasks)
         os.kill(client.run(os.getpid, workers=[worker])[worker], signal.SIGKILL)
         found = list(stream)
@@ -558,7 +558,7 @@ def test_close_between_the_look_and_the_pop_of_next(client: distributed.Client, 
                     closed.wait(0.3)  # in vain where `next` has locked it out
                 return size
 
-        stream._futures = Racing(stream._futures)
+        stream._parts._futures = Racing(stream._parts._futures)
         with suppress(StoppedError):
             assert ids([next(stream)]) == [0, 1]
         closing.result(timeout=WAIT_S)

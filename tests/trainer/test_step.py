@@ -341,7 +341,9 @@ def test_memory_on_a_cache_line_is_used_as_it_is():
     step, (batch, embeddings) = make_step(), make()
     arrays = [placed(array) for array in (embeddings, batch.dense, batch.labels)]
     embeddings, dense, labels = arrays
-    staged_embeddings, staged_dense, lengths, staged_labels = step.stage(replace(batch, dense=dense, labels=labels), embeddings)
+    staged = step.stage(replace(batch, dense=dense, labels=labels), embeddings)
+    staged_embeddings, staged_dense, lengths, staged_labels, weights = staged
+    assert weights.numpy().tolist() == [1]
     assert sharing((staged_embeddings, staged_dense, staged_labels), arrays) == [True] * 3
     for tensor, array in zip((staged_embeddings, staged_dense, staged_labels), arrays, strict=True):
         np.testing.assert_array_equal(tensor, array)
@@ -391,7 +393,7 @@ def test_arrays_of_any_kind_give_the_same_step(changed: Any):
 def test_empty_arrays_can_be_staged(spec: ModelSpec):
     step, (batch, embeddings) = make_step(spec=spec), make(spec=spec)
     inputs = step.stage(batch, placed(embeddings))
-    assert [tuple(x.shape) for x in inputs] == [(8, spec.width), (8, spec.dense_width), (8, len(spec.sequences)), (8,)]
+    assert [tuple(x.shape) for x in inputs] == [(8, spec.width), (8, spec.dense_width), (8, len(spec.sequences)), (8,), (1,)]
     assert np.isfinite(step.train(batch, embeddings, 1.0, inputs)[0])
 
 

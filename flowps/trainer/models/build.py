@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -75,6 +76,23 @@ def build(name: str, spec: ModelSpec, precision: str = "float32", seed: int = 0)
             f"model {name!r} could not be saved after training: {' '.join(str(error).split())[:200]}; give your layers a get_config"
         ) from error
     return model
+
+
+def build_or_read(name: str, path: Path, spec: ModelSpec, precision: str = "float32") -> keras.Model:
+    """The model `name`, as `build` gives it; one that was given as a function, in Python, is read from the file it was saved to.
+
+    Raises ModelError where neither can be done.
+    """
+    if name in BUILT_IN or ":" in name:
+        return build(name, spec, precision)
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras's are of many kinds
+        raise ModelError(
+            f"{path}: the model, which was given as a function, cannot be read: {' '.join(str(error).split())[:300]}; a run that "
+            "has not ended has none, and layers of your own must be imported and registered "
+            "(keras.saving.register_keras_serializable)"
+        ) from error
 
 
 @contextmanager

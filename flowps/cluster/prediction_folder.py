@@ -1,0 +1,207 @@
+"""`PredictionFolder`: where predictions go: a Parquet file for each file that is scored, in the same folders below.
+
+Covers names, what is there already, who scores which file, and writing: a file is written beside and appears when it is whole. On a
+disk that is a rename; an object store shows an object when it has all of it. A file says in its metadata what it was made from, so
+that one of another model is not taken for done.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from flowps.batch import Float32
+from flowps.cluster.scoring import Share
+from flowps.errors import OutputError
+from flowps.hub.partition import Partition, SampleFile, partitions
+
+_DONE = "_SUCCESS"  # as Spark writes it, for whoever waits for all of it
+_FROM, _ROWS, _CHECKPOINT, _COLUMNS = "flowps.source", "flowps.rows", "flowps.checkpoint", "flowps.columns"
+
+
+@dataclass(frozen=True)
+class PredictionFolder:
+    """The folder `url`, a path or an fsspec URL, with predictions of `checkpoint`.
+
+    labels          that are predicted
+    columns         copied beside
+    partition_rows  how files are cut into partitions; each is a row group
+    """
+
+    url: str
+    checkpoint: str
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    partition_rows: int
+
+    def prepare(self, files: Sequence[SampleFile], overwrite: bool) -> list[SampleFile]:
+        """The files that are still to be scored. Raises OutputError where the folder cannot be used, or has other predictions."""
+        twice = sorted({*self._names()} & {*self.columns})
+        if twice:
+            raise OutputError(f"--columns: {twice[0]!r} is what a column of predictions is called; leave it out, or rename it")
+        names = self._paths(files)
+        fs, root = self._opened()
+        try:
+            fs.makedirs(root, exist_ok=True)
+            with suppress(FileNotFoundError):
+                fs.rm_file(f"{root}/{_DONE}")
+        except Exception as error:  # every object store has errors of its own
+            raise OutputError(f"OUT {self.url}: cannot be written: {_said(error)}") from None
+        for file in files:
+            differs = self._differs(file, names[file.url])
+            if differs and not overwrite:
+                raise OutputError(
+                    f"{self.url}: {names[file.url]} has other predictions ({differs}); choose another OUT, or replace them with "
+                    "--overwrite"
+                )
+            if differs:
+                fs.rm_file(f"{root}/{names[file.url]}")
+        return self.missing(files)
+
+    def missing(self, files: Sequence[SampleFile]) -> list[SampleFile]:
+        """The files that have no predictions yet."""
+        fs, root = self._opened()
+        names = self._paths(files)
+        return [file for file in files if not fs.exists(f"{root}/{names[file.url]}")]
+
+    def shares(self, count: int, files: Sequence[SampleFile]) -> list[Share]:
+        """Files for each of `count` scorers, whole ones, about as many samples for each."""
+        names = self._paths(files)
+        of_scorers: list[list[SampleFile]] = [[] for _ in range(count)]
+        for file in sorted(files, key=lambda file: -file.num_rows):
+            min(of_scorers, key=lambda own: sum(of.num_rows for of in own)).append(file)
+        return [
+            Share(
+                tuple(partitions(own, self.partition_rows)),
+                partial(PredictionSink, self, {file.url: (names[file.url], file.num_rows) for file in own}),
+            )
+            for own in of_scorers
+        ]
+
+    def finish(self) -> None:
+        """Say that all predictions are there."""
+        fs, root = self._opened()
+        try:
+            fs.touch(f"{root}/{_DONE}")
+        except Exception as error:
+            raise OutputError(f"OUT {self.url}: cannot be written: {_said(error)}") from None
+
+    def metadata(self, source: str, rows: int) -> dict[str, str]:
+        """What a file says of itself."""
+        return {_FROM: source, _ROWS: str(rows), _CHECKPOINT: self.checkpoint, _COLUMNS: "\n".join(self.columns)}
+
+    def put(self, local: Path, name: str) -> None:
+        """Let the file that was written to `local` appear as `name`."""
+        fs, root = self._opened()
+        path = f"{root}/{name}"
+        try:
+            fs.makedirs(posixpath.dirname(path), exist_ok=True)
+            if isinstance(fs, LocalFileSystem):
+                unfinished = f"{posixpath.dirname(path)}/.{posixpath.basename(path)}.unfinished"
+                fs.put_file(str(local), unfinished)
+                Path(unfinished).rename(path)
+            else:
+                fs.put_file(str(local), path)
+        except Exception as error:
+            raise OutputError(f"{self.url}: {name} cannot be written: {_said(error)}") from None
+
+    def _names(self) -> list[str]:
+        """Of the columns of predictions."""
+        return ["prediction"] if len(self.labels) == 1 else [f"prediction_{label}" for label in self.labels]
+
+    def table(self, columns: pa.Table | None, logits: Float32) -> pa.Table:
+        """What is written of a partition: logits [n] or [n, labels] as probabilities, float32."""
+        found = {} if columns is None else {name: columns.column(name) for name in self.columns}
+        probabilities = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32).reshape(len(logits), -1)
+        return pa.table({**found, **{name: probabilities[:, k] for k, name in enumerate(self._names())}})
+
+    def _opened(self) -> tuple[Any, str]:
+        try:
+            fs, root = fsspec.core.url_to_fs(self.url)
+        except Exception as error:
+            raise OutputError(f"OUT {self.url}: {_said(error)}; give a path or an fsspec URL") from None
+        return fs, str(root).rstrip("/")
+
+    @staticmethod
+    def _paths(files: Sequence[SampleFile]) -> dict[str, str]:
+        """url → path of its predictions below the folder: what the files' own paths do not have in common."""
+        folders = [posixpath.dirname(file.url) for file in files]
+        common = posixpath.commonpath(folders) if all(f.startswith("/") for f in folders) or len(folders) == 1 else None
+        if common is None:
+            common = posixpath.commonprefix([folder + "/" for folder in folders]).rpartition("/")[0]
+        return {file.url: file.url[len(common) :].lstrip("/") for file in files}
+
+    def _differs(self, file: SampleFile, name: str) -> str:
+        """What is other in predictions that are there already; "": nothing, or there are none."""
+        fs, root = self._opened()
+        path = f"{root}/{name}"
+        if not fs.exists(path):
+            return ""
+        try:
+            with fs.open(path, "rb") as opened:
+                metadata = pq.ParquetFile(opened).metadata.metadata or {}
+        except Exception as error:
+            return f"it cannot be read: {_said(error)}"
+        there = {key.decode(): value.decode(errors="replace") for key, value in metadata.items()}
+        wanted = self.metadata(file.url, file.num_rows)
+        differ = [key for key, value in wanted.items() if there.get(key) != value]
+        return "; ".join(f"{key} {there.get(key, 'none')!r} there, {wanted[key]!r} now" for key in differ)
+
+
+class PredictionSink(AbstractContextManager["PredictionSink"]):
+    """Writes the predictions of whole files, one after the other.
+
+    names   url of each file → the name of its predictions, and how many samples it has
+    """
+
+    def __init__(self, folder: PredictionFolder, names: dict[str, tuple[str, int]]) -> None:
+        self._folder, self._names = folder, names
+        self._scratch = tempfile.TemporaryDirectory(prefix="flowps-predictions-")
+        self._path = Path(self._scratch.name) / "predictions.parquet"
+        self._writer: pq.ParquetWriter | None = None
+        self._rows = self._samples = 0
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            with suppress(Exception):  # the error that ends scoring is the one to show
+                self._writer.close()
+        self._scratch.cleanup()
+
+    def take(self, partition: Partition, columns: pa.Table | None, labels: Float32, logits: Float32) -> None:
+        """See Sink. Raises OutputError."""
+        name, rows = self._names[partition.url]
+        table = self._folder.table(columns, logits)
+        try:
+            if self._writer is None:
+                schema = table.schema.with_metadata(self._folder.metadata(partition.url, rows))
+                self._writer, self._rows = pq.ParquetWriter(self._path, schema, compression="zstd"), 0
+            self._writer.write_table(table.cast(self._writer.schema), row_group_size=max(1, table.num_rows))
+            self._rows += table.num_rows
+            if self._rows < rows:
+                return
+            writer, self._writer = self._writer, None
+            writer.close()
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be written: {error.strerror or error}; is the disk full? (TMPDIR)") from None
+        self._folder.put(self._path, name)
+        self._samples += rows
+
+    def result(self) -> int:
+        """How many samples were written."""
+        return self._samples
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(f"{type(error).__name__}: {error}".split())[:200]
