@@ -46,9 +46,26 @@ plan              all that is decided before a role starts
 run directory     what a run leaves on disk
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from flowps.config import Config
 from flowps.errors import FlowpsError
-from flowps.knob import load
+from flowps.knob import from_mapping, load
 from flowps.version import __version__
 
-__all__ = ["Config", "FlowpsError", "__version__", "load"]
+if TYPE_CHECKING:
+    from flowps.notebook import Trainer
+    from flowps.train import train
+    from flowps.trainer.models.from_keras import from_keras
+
+__all__ = ["Config", "FlowpsError", "Trainer", "__version__", "from_keras", "from_mapping", "load", "train"]
+
+_LATER = {"Trainer": "flowps.notebook", "train": "flowps.train", "from_keras": "flowps.trainer.models.from_keras"}
+
+
+def __getattr__(name: str) -> Any:
+    """What takes Dask, or TensorFlow, is imported when it is first asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'flowps' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

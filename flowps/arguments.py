@@ -63,12 +63,14 @@ class CommandParser(_Parser):
 
     def __init__(self, command: str, description: str, wanted: Callable[[str], bool]) -> None:
         super().__init__(command, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        self._command = command
         self.add_argument("--version", action="version", version=f"flowps {__version__}")
         self._wanted = wanted
 
     def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, list[str]]]]:
         """The command's own arguments, and the knobs as `load` takes them. Raises ConfigError for anything else."""
         taken = {knob.path: knob for knob in knobs() if self._wanted(knob.path)}
+        self.usage = f"{self._command} {' '.join(map(_use, self._actions[2:]))} [--section.key value ...]"
         _add_knobs(self, taken.values())
         found, unknown = self.parse_known_args(_joined([_underscored(arg) for arg in argv]))
         if unknown:
@@ -92,6 +94,13 @@ def run_command(work: Callable[[], object]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _use(action: argparse.Action) -> str:
+    """An argument of a command as its usage shows it."""
+    name = action.metavar if isinstance(action.metavar, str) else ""
+    many = {"+": f"{name} [{name} ...]"}.get(str(action.nargs), name)
+    return f"[{' '.join(filter(None, [action.option_strings[0], many]))}]" if action.option_strings else many
 
 
 def _add_knobs(parser: argparse.ArgumentParser, wanted: Iterable[Knob]) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -99,6 +100,11 @@ def load(toml: Path | None = None, overrides: Sequence[tuple[str, list[str]]] = 
         if knob is None:
             raise ConfigError(f"--{path}: no such knob{closest(path, list(known))}")
         _set(tree, path, _parse(knob, values))
+    return _checked(tree)
+
+
+def _checked(tree: dict[str, Any]) -> Config:
+    """The run of a tree as TOML gives it."""
     defaults = tree.get("slot_default", {})
     if isinstance(defaults, dict) and isinstance(tree.get("slot"), list):
         tree["slot"] = [{**defaults, **entry} if isinstance(entry, dict) else entry for entry in tree["slot"]]
@@ -108,6 +114,25 @@ def load(toml: Path | None = None, overrides: Sequence[tuple[str, list[str]]] = 
         if names.count(name) > 1:
             raise ConfigError(f"slot: {names.count(name)} entries are named {name!r}; give each slot one [[slot]] entry")
     return config
+
+
+def from_mapping(tree: Mapping[str, Any]) -> Config:
+    """The run described by nested mappings, as a TOML file would: `{"data": {"train": ["clicks/*.parquet"]}, "epochs": 2}`.
+
+    Where a knob takes several values, one may stand for a list of one. Raises ConfigError as `load`.
+    """
+    several = {knob.path for knob in knobs() if knob.is_list}
+
+    def copied(value: Any, path: str) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): copied(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
+        if path in several and isinstance(value, str | int | os.PathLike):
+            return copied([value], path)
+        if isinstance(value, list | tuple):
+            return [copied(inner, "") for inner in value]
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    return _checked(copied(tree, ""))
 
 
 def dump(config: Config) -> str:

@@ -11,13 +11,14 @@ import os
 import sys
 import tomllib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -36,17 +37,27 @@ from flowps.cluster.resume import Resume, choose, find, place_of, prepare
 from flowps.cluster.run import Result, Start, run
 from flowps.cluster.run_dir import RunDir
 from flowps.config import Config
-from flowps.errors import FlowpsError, RunDirError, StoppedError
+from flowps.errors import ConfigError, FlowpsError, RunDirError, StoppedError
+from flowps.knob import from_mapping
 from flowps.status.json_lines import JsonConsole, JsonDisplay, json_line
 from flowps.status.progress import Display, PlainConsole
 from flowps.version import __version__
 
 
-def train(config: Config, console: Console | None = None) -> Result:
-    """Train as `config` says, telling `console` (stdout by default) about it.
+def train(
+    config: Config | Mapping[str, Any], console: Console | None = None, *, model: Callable[[Any], Any] | None = None
+) -> Result:  # fmt: skip
+    """Train as `config` says, a Config or nested mappings like a TOML file's, telling `console` (stdout by default) about it.
+
+    model   a function from a ModelSpec to a keras.Model, or a Keras model whose Embedding layers are to give way to slots
+            (`flowps.from_keras`); None: the one that config.model names
 
     Raises FlowpsError for everything that a user can mend.
     """
+    config = config if isinstance(config, Config) else from_mapping(config)
+    build = None if model is None else as_function(model)
+    if build is not None:
+        config = msgspec.structs.replace(config, model=name_of(build))
     as_json = config.log_format == "json"
     console = console or (JsonConsole() if as_json else PlainConsole())
     if config.tensorboard and "://" not in config.tensorboard:  # workers are elsewhere
@@ -58,7 +69,7 @@ def train(config: Config, console: Console | None = None) -> Result:
             console.print(text, soft_wrap=True)
 
         def plan_on(resume: Resume | None) -> Plan:
-            return plan(config, gather_workers(client, config, say, lambda: bool(interrupts)), resume)
+            return replace(plan(config, gather_workers(client, config, say, lambda: bool(interrupts)), resume), build=build)
 
         def plan_shards(planned: Plan, lost: Sequence[int]) -> Plan:
             anew = gather_anew(client, config, planned.assignment, lost, say, lambda: bool(interrupts))
@@ -125,7 +136,7 @@ def _train(
             raise StoppedError(
                 f"stopped by a signal after {result.finished.examples:,} examples; what was trained is in {run_dir.path}"
             )
-    return result
+    return replace(result, run_dir=str(run_dir.path))
 
 
 def _run_dir_path(config: Config) -> Path:
@@ -144,6 +155,34 @@ def _run_dir_path(config: Config) -> Path:
             ) from None
         return path
     raise AssertionError("the names do not end")
+
+
+def as_function(model: Any) -> Callable[[Any], Any]:
+    """The function that builds a model. Raises ConfigError for what is neither a function nor a Keras model."""
+    if hasattr(model, "layers"):  # a Keras model; TensorFlow takes seconds to import, and it has been
+        from flowps.trainer.models.from_keras import from_keras
+
+        return from_keras(model)
+    if not callable(model):
+        raise ConfigError(f"model: expected a function from a ModelSpec to a keras.Model, or a keras.Model, found {model!r}")
+    return model
+
+
+def name_of(function: Callable[[Any], Any]) -> str:
+    """How a function can be named in a run's config: "module:function" if it can be imported by that."""
+    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", type(function).__name__)
+    importable = module not in ("", "__main__") and getattr(sys.modules.get(module), name, None) is function
+    return f"{module}:{name}" if importable else f"{name} (a function)"
+
+
+class _Command(ModuleType):
+    """This module, which `python -m flowps.train` runs, is also the function: `flowps.train(config)`."""
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Result:
+        return train(*arguments, **keywords)
+
+
+sys.modules[__name__].__class__ = _Command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from flowps.cluster.assign import Assignment
 from flowps.cluster.forecast import Forecast, forecast
@@ -42,6 +43,7 @@ class Plan:
     allocate        whether a slot's rows were asked for: their memory is then taken at the start
     best_auc        known for generated test data only
     valid           what is evaluated on between epochs
+    build           makes the model from a ModelSpec, where it was given as a function; None: the one that config.model names
     """
 
     config: Config
@@ -56,6 +58,7 @@ class Plan:
     memory: Memory
     best_auc: float | None
     valid: tuple[Partition, ...] = ()
+    build: Callable[[Any], Any] | None = None
 
     @property
     def train_rows(self) -> int:

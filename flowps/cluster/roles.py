@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ class Roles:
         return left_out
 
     def _create(self, k: int) -> distributed.Future:
-        return self._submit(ShardActor, self._run_id, self._plan, k, offer=self._plan.assignment.shards[k], actor=True)
+        planned = replace(self._plan, build=None)  # a shard has no use for the model, and may lack what it imports
+        return self._submit(ShardActor, self._run_id, planned, k, offer=self._plan.assignment.shards[k], actor=True)
 
     def ask_shards(self, method: str, *arguments: object) -> list[Any]:
         """Call a method of all shards' actors at once; their answers in order."""

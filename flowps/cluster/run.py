@@ -40,7 +40,11 @@ _MOST_LOSSES = 3  # one after the other without a checkpoint between: going back
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. `checkpoint`: the name of the one that has what it ended with; "": there is none."""
+    """What a run came to.
+
+    checkpoint   the name of the one that has what it ended with; "": there is none
+    run_dir      where its files are
+    """
 
     finished: Finished
     test: Metrics | None
@@ -49,6 +53,7 @@ class Result:
     ledger: Ledger
     tables: tuple[TableStats, ...] = ()
     checkpoint: str = ""
+    run_dir: str = ""
 
     def summary(self, plan: Plan) -> dict[str, object]:
         """The content of summary.json."""

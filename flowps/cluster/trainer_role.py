@@ -167,7 +167,7 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
         state = None if task.state is None else State.of_bytes(Store(task.state_in).get(task.state))
         around = Surroundings(
             train=lambda epoch: stream(cuts.follow(_own_partitions(task, plan, epoch)), epoch, training=True),
-            test=evaluation(plan.test), valid=evaluation(plan.valid), trains=task.trains,
+            test=evaluation(plan.test), valid=evaluation(plan.valid), trains=task.trains, build=plan.build,
             lookup=lambda ticket, batch, training: shards.lookup(batch_id(number, ticket), batch, training),
             push=lambda ticket, gradient, scale: shards.push(batch_id(number, ticket), gradient, scale),
             emit=emit, status=status, stop=stop, group=group,

@@ -11,27 +11,24 @@ import os
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from flowps.batch import Batch, Float32
 from flowps.config import Config
 from flowps.errors import ConfigError, StoppedError
-from flowps.status.event import Evaluated, Finished, Metrics, Remark
+from flowps.status.event import Finished, Metrics, Remark
 from flowps.status.reporter import Reporter
-from flowps.trainer.best import BestSoFar
 from flowps.trainer.cut import CutClock
+from flowps.trainer.evaluation import Evaluations
 from flowps.trainer.feed import Feed, FeedQueue
-from flowps.trainer.group_step import METRICS_KEY, GroupStep
+from flowps.trainer.group_step import GroupStep
 from flowps.trainer.hook import SteadyClock, StepReporter
-from flowps.trainer.metrics import LabelMetrics
 from flowps.trainer.models import ModelSpec, build
 from flowps.trainer.push import PushQueue
 from flowps.trainer.schedule import Schedule
-from flowps.trainer.score import scored
 from flowps.trainer.state import Cut, State, named, only
 from flowps.trainer.step import Step
 from flowps.trainer.surroundings import BatchStream, Ending, Surroundings
@@ -109,10 +106,9 @@ class Trainer:
         self._until: int | None = None  # the ticket before which a trainer that is alone stops
         self._reporter: Reporter | None = None
         self._cuts = CutClock(config.checkpoint.every_steps, config.checkpoint.every_s, knobs.in_flight)
-        self._evaluations = CutClock(knobs.evaluate_steps if around.valid is not None else 0, 0, knobs.in_flight)
-        self._best = BestSoFar(knobs.monitor, knobs.patience)
-        self._validated = 0  # the step of the last evaluation on the validation data
-        self._is_over = False  # whether no evaluation has become better for too long
+        self._evaluations = Evaluations(
+            around, config, self._step, spec.labels, self._board, lambda stream: self._feeds(stream, training=False)
+        )
         if around.resume is not None:
             self._restore(around.resume)
         elif around.warm_start is not None:
@@ -126,7 +122,7 @@ class Trainer:
         prepare_tensorflow(self._config)
         if group is not None:
             group.join()
-        model = build(self._config.model, self._spec, knobs.precision, self._config.seed)
+        model = build(self._config.model, self._spec, knobs.precision, self._config.seed, self._around.build)
         scaling = knobs.precision == "mixed_float16"
         clips = {"clipnorm": knobs.clip_norm, "global_clipnorm": knobs.clip_global_norm, "clipvalue": knobs.clip_value}
         how = (
@@ -172,9 +168,9 @@ class Trainer:
             if around.trains:
                 self._train()
             reporter.trained()
-            goes_back_to = self._best.step if self._best.step != self._steps and self._config.trainer.patience else 0
+            goes_back_to = self._evaluations.goes_back_to(self._steps)
             if not self._is_stopped and not goes_back_to:
-                test = self._evaluate("test")
+                test = self._evaluations.test(self._epochs, self._steps)
         except BaseException:
             with suppress(Exception):  # the error that ends the run is the one to show
                 reporter.close()
@@ -196,7 +192,6 @@ class Trainer:
 
     def _train(self) -> None:
         """Every epoch that is left, until a stop or until no evaluation has become better for too long."""
-        self._is_over = self._best.is_over
         for epoch in range(self._epoch, self._config.epochs):
             if self._is_stopped or self._is_over or not self._train_epoch(epoch):
                 break
@@ -222,7 +217,7 @@ class Trainer:
             self._clock.resume()
             try:
                 while self._train_step(feeds, pushes, stream):
-                    if self._ticket in (self._cuts.at, self._evaluations.at):
+                    if self._ticket in (self._cuts.at, self._evaluations.clock.at):
                         pushes.drain()
                         feeds.check()
                         self._stand_still()
@@ -261,7 +256,7 @@ class Trainer:
     def _stand_still(self) -> None:
         """With nothing in flight after a step: evaluate, or let the run be saved, or both, as it was decided."""
         is_best = False
-        if self._ticket == self._evaluations.at:
+        if self._ticket == self._evaluations.clock.at:
             self._clock.pause()
             if isinstance(self._step, GroupStep):
                 self._step.share_state()
@@ -271,19 +266,17 @@ class Trainer:
             self._cut(is_best=is_best)
 
     def _validate(self) -> bool:
-        """Evaluate on the validation data, if there are any that were not at this step; whether that is the best so far."""
-        self._evaluations.done()
-        if self._around.valid is None or self._validated == self._steps:
-            return False
-        self._validated = self._steps
-        self._evaluate("valid")
-        self._is_over = self._best.is_over
-        return self._best.step == self._steps
+        return self._evaluations.validate(self._epochs, self._steps)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether no evaluation has become better for too long."""
+        return self._evaluations.best.is_over
 
     @property
     def _held_from(self) -> float:
         """The ticket before which the trainer is to stand still."""
-        return min((at for at in (self._cuts.at, self._evaluations.at) if at is not None), default=math.inf)
+        return min((at for at in (self._cuts.at, self._evaluations.clock.at) if at is not None), default=math.inf)
 
     def _train_step(self, feeds: FeedQueue, pushes: PushQueue, stream: BatchStream) -> bool:
         """Whether there may be another step."""
@@ -297,7 +290,7 @@ class Trainer:
         self._steps += 1
         self._examples += len(stepped.labels)
         decided = self._cuts.decide(self._steps, self._ticket, stepped.asks_cut)
-        if self._evaluations.decide(self._steps, self._ticket, asked=False) is not None or decided is not None:
+        if self._evaluations.clock.decide(self._steps, self._ticket, asked=False) is not None or decided is not None:
             feeds.hold_from(self._held_from)
         if feed is not None:
             pushes.put(feed.ticket, stepped.gradient, stepped.rate_scale, feeds.release)
@@ -349,12 +342,12 @@ class Trainer:
         arrays = named(_STEP, self._step.state())
         if self._in_epoch:
             arrays |= named(_METRICS, self._hook.state())
-        return State(self._steps, self._examples, self._epoch, self._ends, arrays, self._best.state())
+        return State(self._steps, self._examples, self._epoch, self._ends, arrays, self._evaluations.best.state())
 
     def _restore(self, state: State) -> None:
         self._steps, self._examples, self._epoch, self._ends = state.steps, state.examples, state.epoch, state.ends
         self._epochs = state.epoch
-        self._best.restore(state.best)
+        self._evaluations.best.restore(state.best)
         self._step.restore(only(state.arrays, _STEP))
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -380,32 +373,6 @@ class Trainer:
             self._ends += 1
             return None
         return _Stepped(joint.loss, joint.labels, joint.logits, joint.gradient, rate_scale, joint.cut)
-
-    def _evaluate(self, data: Literal["test", "valid"]) -> Metrics | None:
-        """Score all batches of the data; creates no rows and changes nothing. None if there are none, or at a stop."""
-        stream = {"test": self._around.test, "valid": self._around.valid}[data]
-        if stream is None:
-            return None
-        start = time.perf_counter()
-        metrics, labels = LabelMetrics(self._spec.labels), self._spec.labels
-        batches = stream()
-        for batch, logits in scored(self._feeds(batches, training=False), batches, self._step, self._around.status):
-            metrics.update(batch.labels, logits)
-        if self._around.group is not None:
-            # Of all trainers; also of one that was stopped, so that none waits for it in vain.
-            state = np.append(metrics.state(), float(self._around.stop.is_set()))
-            *summed, stopped = self._around.group.add(state, METRICS_KEY)
-            metrics = LabelMetrics.of_state(labels, np.array(summed))
-            if stopped:
-                self._around.stop.set()
-        if self._around.stop.is_set():
-            return None
-        result, more = metrics.result()
-        is_best = data == "valid" and self._best.see(self._steps, result)
-        evaluated = Evaluated(self._epochs, self._steps, time.perf_counter() - start, result, more, data, is_best)
-        self._board.evaluated(evaluated, metrics.of_each[0])
-        self._around.emit(evaluated)
-        return result
 
     def _feeds(self, stream: BatchStream, training: bool) -> FeedQueue:
         def lookup(ticket: int, batch: Batch) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flowps.batch import Batch, Float32
 from flowps.errors import StoppedError
@@ -16,6 +16,9 @@ from flowps.status.event import Emit
 from flowps.status.run_status import RunStatus
 from flowps.trainer.group import Group
 from flowps.trainer.state import Arrays, Cut, State
+
+if TYPE_CHECKING:
+    from flowps.trainer.models import ModelSpec
 
 
 class BatchStream(Iterator[Batch], Protocol):
@@ -32,6 +35,7 @@ class Surroundings:
     train    epoch (from 0) → its batches
     test     the batches to evaluate on, or None
     valid    those to evaluate on at the end of every epoch, and between, or None
+    build    makes the model from a spec; None: the one that config.model names
     trains   whether there is anything to train: otherwise only the test is left
     lookup   (batch id, batch, training) → embeddings float32 [size, width]; thread-safe
     push     (batch id, gradient float32 [size, width], what learning rates are multiplied by); thread-safe
@@ -62,6 +66,7 @@ class Surroundings:
     warm_start: Arrays | None = None
     valid: Callable[[], BatchStream] | None = None
     trains: bool = True
+    build: Callable[[ModelSpec], Any] | None = None
 
 
 class Ending(BatchStream):

@@ -47,8 +47,10 @@ BUILT_IN: dict[str, Callable[[ModelSpec], keras.Model]] = {
 }
 
 
-def build(name: str, spec: ModelSpec, precision: str = "float32", seed: int = 0) -> keras.Model:
-    """The model called `name`, built from `spec`: a built-in one, or `"module:function"`.
+def build(
+    name: str, spec: ModelSpec, precision: str = "float32", seed: int = 0, function: Callable[[ModelSpec], Any] | None = None
+) -> keras.Model:  # fmt: skip
+    """The model called `name`, built from `spec`: a built-in one, or `"module:function"`; or what `function` builds.
 
     precision   Keras's dtype policy of layers that do not say another
     seed        of the initializers and layers that have none
@@ -62,7 +64,10 @@ def build(name: str, spec: ModelSpec, precision: str = "float32", seed: int = 0)
     keras.config.set_dtype_policy(precision)
     try:
         with _own_seeds(seed):
-            model = _function(name)(spec) if ":" not in name else _call(name, spec)
+            if function is not None:
+                model = _guarded(name, function, spec)
+            else:
+                model = _function(name)(spec) if ":" not in name else _call(name, spec)
     finally:
         keras.config.set_dtype_policy(before)
     if not isinstance(model, keras.Model):
@@ -150,10 +155,15 @@ def _call(name: str, spec: ModelSpec) -> Any:
         raise ModelError(f"model {name!r}: importing module {module_name!r} raised {type(error).__name__}: {error}") from error
     if not hasattr(module, function_name):
         raise ModelError(f"model {name!r}: module {module_name!r} has no {function_name!r}")
-    function = getattr(module, function_name)
+    return _guarded(name, getattr(module, function_name), spec)
+
+
+def _guarded(name: str, function: Callable[[ModelSpec], Any], spec: ModelSpec) -> Any:
+    """What the user's function gives."""
     try:
         return function(spec)
     except ModelError:
         raise
     except BaseException as error:
-        raise ModelError(f"model {name!r}: {function_name} raised {type(error).__name__}: {error}") from error
+        called = name.rpartition(":")[2]
+        raise ModelError(f"model {name!r}: {called} raised {type(error).__name__}: {error}") from error
