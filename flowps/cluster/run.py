@@ -109,8 +109,11 @@ def run(
     plan = plan if start.again is None else start.again(best)
     start = replace(start, saves_to="", resume=best, replace=None)
     again = _attempts(client, plan, run_dir, subscribers, interrupted, start, result.finished)
-    run_dir.place(result.placement)
-    return replace(again, ledger=ledger, placement=result.placement, tables=result.tables, checkpoint=best.last.name)
+    there = again.placement.loads
+    loads = {name: msgspec.structs.replace(load, rows=there[name].rows) for name, load in result.placement.loads.items()}
+    placement = msgspec.structs.replace(result.placement, loads=loads)
+    run_dir.place(placement)
+    return replace(again, ledger=ledger, placement=placement, tables=result.tables, checkpoint=best.last.name)
 
 
 def _attempts(
@@ -181,12 +184,12 @@ class _Attempt:
                 if saved and isinstance(error, FlowpsError):
                     raise type(error)(f"{error}; {saved}") from error
                 raise
-            if plan.config.trace:
+            if plan.config.trace and self._trained is None:
                 self._publish(Remark(roles.trace(Path(plan.config.trace).absolute())))
             run_dir.check_model()
             tables = tuple(stats for of_shard in roles.ask_shards("stats") for stats in of_shard)
             work = roles.ask_shards("work")  # before the export, which takes time too
-            rows = _export(roles, run_dir)
+            rows = {} if trained.finished.goes_back_to else _export(roles, run_dir)
             report = _measured(expected(self._plan), self._plan, work, trained, rows)
             run_dir.place(report)
             checkpoint = saver.newest.last.name if saver.newest is not None else ""

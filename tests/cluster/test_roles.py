@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from flowps.cluster.long_task import request_stop
 from flowps.cluster.plan import Plan
 from flowps.cluster.shard_role import ShardActor
-from flowps.cluster.trainer_role import Trained, TrainerTask, request_stop, train
+from flowps.cluster.trainer_role import Trained, TrainerTask, train
 from flowps.errors import DataError, FlowpsError, RunDirError
 from tests.cluster.conftest import Started
 
@@ -19,8 +20,11 @@ def test_a_closed_shard_says_so(make_plan: Callable[..., Plan], tmp_path: Path) 
     assert actor.export(str(tmp_path / "rows")) == {"user": 0}
     actor.close()
     actor.close()
-    with pytest.raises(FlowpsError, match="the shard was closed: its rows are gone"):
-        actor.export(str(tmp_path / "rows"))
+    for call in (lambda: actor.export(str(tmp_path / "rows")), actor.figures):
+        with pytest.raises(FlowpsError, match="the shard was closed: its rows are gone"):
+            call()
+    with pytest.raises(FlowpsError, match="the shard was closed: it cannot be served"):
+        actor.serve("token")
 
 
 def test_rows_that_cannot_be_written_are_an_error_of_the_run_directory(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
