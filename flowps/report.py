@@ -51,6 +51,8 @@ def report(record: RunRecord, console: Console) -> None:
             console.print(line, soft_wrap=True)
         if record.ending.test is not None:
             console.print(f"test: {quality(record.ending.test)}", soft_wrap=True)
+        for label, metrics in record.ending.more.items():
+            console.print(f"test of label {label}: {quality(metrics)}", soft_wrap=True)
     if record.last is not None and record.last.verdict is not None:
         console.print(str(record.last.verdict), soft_wrap=True)
     placement = record.placement()

@@ -25,12 +25,14 @@ def announce_plan(console: Console, plan: Plan) -> None:
     console.print(
         f"train: {plan.train_rows:,} examples in {len(plan.train)} partitions ({_files(plan.train)} files)", soft_wrap=True
     )
-    if plan.test:
-        console.print(
-            f"test: {plan.test_rows:,} examples in {len(plan.test)} partitions ({_files(plan.test)} files)", soft_wrap=True
-        )
+    for name, parts in (("valid", plan.valid), ("test", plan.test)):
+        if parts:
+            rows = sum(part.num_rows for part in parts)
+            console.print(f"{name}: {rows:,} examples in {len(parts)} partitions ({_files(parts)} files)", soft_wrap=True)
     table = Table("column", "type", "role", "dim", "pooling", "optimizer", "rows at most", title="schema", title_justify="left")
-    lines: list[tuple[str, ...]] = [(schema.label, str(schema.types[schema.label]), "label", "", "", "", "")]
+    lines: list[tuple[str, ...]] = [(name, str(schema.types[name]), "label", "", "", "", "") for name in schema.labels]
+    if schema.sample_weight:
+        lines.append((schema.sample_weight, str(schema.types[schema.sample_weight]), "weight of the sample", "", "", "", ""))
     lines += [(name, str(schema.types[name]), "dense", "", "", "", "") for name in schema.dense]
     for slot, rows in zip(schema.slots, plan.capacity_rows, strict=True):
         hashed = f" (folded into {slot.hash_size:,})" if slot.hash_size else ""
@@ -69,6 +71,8 @@ def announce_result(console: Console, plan: Plan, result: Result, run_dir: RunDi
     if result.test is not None:
         best = "" if plan.best_auc is None or math.isnan(plan.best_auc) else f" (best reachable auc = {plan.best_auc:.4f})"
         console.print(f"test: {quality(result.test)}{best}", soft_wrap=True, highlight=False)
+        for label, metrics in result.more.items():
+            console.print(f"test of label {label}: {quality(metrics)}", soft_wrap=True, highlight=False)
     elif not plan.test:
         console.print("test: not evaluated; give --data.test to measure quality on data that was not trained on")
     if len(result.placement.shards) > 1:

@@ -8,6 +8,7 @@ that one of another model is not taken for done.
 from __future__ import annotations
 
 import posixpath
+import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
@@ -28,6 +29,7 @@ from flowps.errors import OutputError
 from flowps.hub.partition import Partition, SampleFile, partitions
 
 _DONE = "_SUCCESS"  # as Spark writes it, for whoever waits for all of it
+_HIVE_FOLDER = re.compile(r"(^|/)[^/=]+=[^/]*")
 _FROM, _ROWS, _CHECKPOINT, _COLUMNS = "flowps.source", "flowps.rows", "flowps.checkpoint", "flowps.columns"
 
 
@@ -53,6 +55,10 @@ class PredictionFolder:
             raise OutputError(f"--columns: {twice[0]!r} is what a column of predictions is called; leave it out, or rename it")
         names = self._paths(files)
         fs, root = self._opened()
+        sources = {fsspec.core.url_to_fs(file.url)[1] for file in files}
+        for name in names.values():
+            if f"{root}/{name}" in sources:
+                raise OutputError(f"OUT {self.url}: {name} is a file of DATA; choose another folder for the predictions")
         try:
             fs.makedirs(root, exist_ok=True)
             with suppress(FileNotFoundError):
@@ -68,6 +74,9 @@ class PredictionFolder:
                 )
             if differs:
                 fs.rm_file(f"{root}/{names[file.url]}")
+        for file in self.missing(files):
+            if not file.num_rows:
+                self._put_empty(file, names[file.url])
         return self.missing(files)
 
     def missing(self, files: Sequence[SampleFile]) -> list[SampleFile]:
@@ -117,6 +126,15 @@ class PredictionFolder:
         except Exception as error:
             raise OutputError(f"{self.url}: {name} cannot be written: {_said(error)}") from None
 
+    def _put_empty(self, file: SampleFile, name: str) -> None:
+        """Write the predictions of a file without samples, of which there is no partition."""
+        columns = pa.table({column: pa.array([], file.columns[column]) for column in self.columns})
+        table = self.table(columns, np.empty((0, len(self.labels)), np.float32))
+        with tempfile.TemporaryDirectory(prefix="flowps-predictions-") as scratch:
+            path = Path(scratch) / "predictions.parquet"
+            pq.write_table(table.replace_schema_metadata(self.metadata(file.url, 0)), path)
+            self.put(path, name)
+
     def _names(self) -> list[str]:
         """Of the columns of predictions."""
         return ["prediction"] if len(self.labels) == 1 else [f"prediction_{label}" for label in self.labels]
@@ -124,7 +142,9 @@ class PredictionFolder:
     def table(self, columns: pa.Table | None, logits: Float32) -> pa.Table:
         """What is written of a partition: logits [n] or [n, labels] as probabilities, float32."""
         found = {} if columns is None else {name: columns.column(name) for name in self.columns}
-        probabilities = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32).reshape(len(logits), -1)
+        with np.errstate(over="ignore"):  # the probability is 0 then
+            probabilities = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+        probabilities = probabilities.reshape(len(logits), len(self.labels))
         return pa.table({**found, **{name: probabilities[:, k] for k, name in enumerate(self._names())}})
 
     def _opened(self) -> tuple[Any, str]:
@@ -136,12 +156,12 @@ class PredictionFolder:
 
     @staticmethod
     def _paths(files: Sequence[SampleFile]) -> dict[str, str]:
-        """url → path of its predictions below the folder: what the files' own paths do not have in common."""
-        folders = [posixpath.dirname(file.url) for file in files]
-        common = posixpath.commonpath(folders) if all(f.startswith("/") for f in folders) or len(folders) == 1 else None
-        if common is None:
-            common = posixpath.commonprefix([folder + "/" for folder in folders]).rpartition("/")[0]
-        return {file.url: file.url[len(common) :].lstrip("/") for file in files}
+        """url → path of its predictions below the folder: what the files' own paths do not have in common, and all hive keys."""
+        paths = {file.url: _path_of(file.url) for file in files}
+        common = posixpath.commonprefix([posixpath.dirname(path) + "/" for path in paths.values()]).rpartition("/")[0]
+        if hive := _HIVE_FOLDER.search(common):
+            common = common[: hive.start()]
+        return {url: path[len(common) :].lstrip("/") for url, path in paths.items()}
 
     def _differs(self, file: SampleFile, name: str) -> str:
         """What is other in predictions that are there already; "": nothing, or there are none."""
@@ -201,6 +221,12 @@ class PredictionSink(AbstractContextManager["PredictionSink"]):
     def result(self) -> int:
         """How many samples were written."""
         return self._samples
+
+
+def _path_of(url: str) -> str:
+    """Where a file is, as a path: of a member of an archive, below the archive."""
+    inner, chained, outer = url.partition("::")
+    return f"{outer}/{inner.partition('://')[2]}" if chained else url
 
 
 def _said(error: Exception) -> str:

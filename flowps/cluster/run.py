@@ -6,7 +6,7 @@ import queue
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import distributed
@@ -28,7 +28,7 @@ from flowps.errors import CheckpointError, FlowpsError, LostRoleError, RunDirErr
 from flowps.ps.placement import describe, predict, shares
 from flowps.ps.shard import ShardWork
 from flowps.ps.table import TableStats
-from flowps.status.event import AtCut, Event, Finished, Metrics, Progress, Remark, Started, TrainerStatus, from_wire
+from flowps.status.event import AtCut, Evaluated, Event, Finished, Metrics, Progress, Remark, Started, TrainerStatus, from_wire
 
 WORSE = "trained after the best evaluation"  # why the ledger says that samples were dropped
 
@@ -42,6 +42,7 @@ _MOST_LOSSES = 3  # one after the other without a checkpoint between: going back
 class Result:
     """What a run came to.
 
+    test         of the first label; `more`: of every other, by its name
     checkpoint   the name of the one that has what it ended with; "": there is none
     run_dir      where its files are
     """
@@ -54,6 +55,7 @@ class Result:
     tables: tuple[TableStats, ...] = ()
     checkpoint: str = ""
     run_dir: str = ""
+    more: dict[str, Metrics] = field(default_factory=dict)
 
     def summary(self, plan: Plan) -> dict[str, object]:
         """The content of summary.json."""
@@ -65,6 +67,7 @@ class Result:
             "finished": self.finished,
             "ledger": self.ledger,
             "test": self.test,
+            "more": self.more,
             "checkpoint": self.checkpoint,
         }
 
@@ -147,6 +150,7 @@ class _Attempt:
         interrupted: Callable[[], bool], start: Start, trained: Finished | None,
     ) -> None:  # fmt: skip
         self._trained = trained
+        self._more: dict[str, Metrics] = {}  # of the test, of every label but the first
         self._client, self._plan, self._run_dir, self._subscribers = client, plan, run_dir, subscribers
         self._interrupted, self._saves_to, self._replace = interrupted, start.saves_to, start.replace
         self._losses: dict[str, int] = {}  # by the checkpoint that a shard went back to
@@ -194,7 +198,9 @@ class _Attempt:
             run_dir.place(report)
             checkpoint = saver.newest.last.name if saver.newest is not None else ""
             finished = self._trained or trained.finished
-            return Result(finished, trained.test, sum(rows.values()), report, saver.ledger, tables, checkpoint)
+            return Result(
+                finished, trained.test, sum(rows.values()), report, saver.ledger, tables, checkpoint, more=self._more
+            )  # fmt: skip
         finally:
             roles.stop()
             self._client.unsubscribe_topic(self._run_id)
@@ -233,6 +239,8 @@ class _Attempt:
             return
         if isinstance(event, Progress | AtCut):
             self.examples = max(self.examples, event.examples)
+        if isinstance(event, Evaluated) and event.data == "test":
+            self._more = event.more
         if isinstance(event, Finished):
             looked.finished = True
             if event.goes_back_to:  # it ends when it has

@@ -43,6 +43,7 @@ class Summary(msgspec.Struct):
 
     finished: Finished
     test: Metrics | None = None
+    more: dict[str, Metrics] = {}
     checkpoint: str = ""
 
 

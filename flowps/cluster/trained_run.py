@@ -60,14 +60,14 @@ class TrainedRun:
         """The schema for other files. Raises SchemaError where they have not what the model needs."""
         return schema_for(self.schema, files[0].columns, files[0].url, labelled)
 
-    def files(self, sources: Sequence[str], columns: Sequence[str] = ()) -> list[SampleFile]:
+    def files(self, sources: Sequence[str], columns: Sequence[str] = (), labelled: bool = True) -> list[SampleFile]:
         """The Parquet files that `sources` name. Others than the model's and these `columns` may differ between them.
 
         Raises DataError and SchemaError for the files.
         """
         slots = self.schema["slots"]
         weights = {slot.get("weights", "") for slot in slots}
-        labels = self.schema.get("labels", [self.schema["label"]])
+        labels = self.schema.get("labels", [self.schema["label"]]) if labelled else []
         needed = {slot["name"] for slot in slots} | weights | {*self.schema["dense"], *labels, *columns}
         found = list_files(sources, "DATA", only=needed)
         for name in columns:
