@@ -3,7 +3,7 @@
 # make test-deep   the property and stress tests of the embedding tables, forty times as long
 # make test-long   several trainers and how they end, benchmarks that train: minutes, and so not part of `make test`
 # make faults  a run whose processes are killed at random moments, a hundred times: an hour or so
-# make proto   regenerates flowps/ps/wire/flowps_pb2.py from flowps.proto
+# make proto   regenerates flowps/ps/wire/flowps_pb2.py from flowps.proto, and that of flowps/serving/wire
 # make bench   measures the workloads and writes the README's table
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/quickstart
 
-.PHONY: train test test-deep test-long faults lint proto bench clean
+.PHONY: train test test-deep test-long faults lint proto proto-serving bench clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m flowps.synthetic $(DATA)
@@ -35,8 +35,11 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-proto: $(VENV)/installed-test
+proto: $(VENV)/installed-test proto-serving
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. flowps/ps/wire/flowps.proto
+
+proto-serving: $(VENV)/installed-test
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. flowps/serving/wire/serving.proto
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m bench.all

@@ -36,6 +36,10 @@ class CheckpointError(FlowpsError):
     """A checkpoint cannot be written, is missing or damaged, or is of another model."""
 
 
+class BundleError(FlowpsError):
+    """A bundle for serving is missing, damaged, of another version of flowps, or cannot be written."""
+
+
 class OutputError(FlowpsError):
     """Standard output, or a file that a command was asked for, cannot be written: its reader has gone, or the disk is full."""
 
