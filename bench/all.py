@@ -28,6 +28,7 @@ _COMMANDS = (
     ["bench.end_to_end", "--compare", "--json", "roles.json"],
     ["bench.checkpoint", "--json", "checkpoint.json"],
     ["bench.status", "--json", "status.json"],
+    ["bench.serving", "--json", "serving.json"],
 )
 _STORAGE = "storage.json"  # needs a data set that is not generated here
 

@@ -15,7 +15,6 @@ import json
 import statistics
 import tempfile
 import timeit
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +83,6 @@ def of_training(rounds: int) -> dict[str, Any]:
         "observations": sum(stage["count"] for role in roles for stage in role["stages"].values()),
         "seconds": seconds,
     }
-
-
-def _ratio(speeds: Sequence[float], without: Sequence[float]) -> float:
-    """The median of the rounds' ratios."""
-    return statistics.median(one / other for one, other in zip(speeds, without, strict=True))
 
 
 def dask_setup(worker: Any) -> None:

@@ -18,6 +18,7 @@ from bench import faults as faults_bench
 from bench import map as map_bench
 from bench import placement as placement_bench
 from bench import rpc as rpc_bench
+from bench import serving as serving_bench
 from bench import status as status_bench
 from flowps.config import RowOptimizer, Slot
 from flowps.ps import optimizer
@@ -25,7 +26,7 @@ from flowps.ps import optimizer
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
-DOCS = [ROOT / "docs" / name for name in ("tables.md", "cluster.md", "checkpoints.md", "status.md")]
+DOCS = [ROOT / "docs" / name for name in ("tables.md", "cluster.md", "checkpoints.md", "status.md", "serving.md")]
 
 
 def main() -> int:
@@ -201,6 +202,11 @@ def faults() -> str:
     return _with_machine(faults_bench.markdown, "faults.json")
 
 
+def serving() -> str:
+    """What becomes of a trained model."""
+    return _with_machine(serving_bench.markdown, "serving.json")
+
+
 def status() -> str:
     """What run status and traces cost."""
     return _with_machine(status_bench.markdown, "status.json")
@@ -219,6 +225,7 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "placement": placement,
     "roles": roles,
     "rpc": rpc,
+    "serving": serving,
     "status": status,
     "storage": storage,
 }
