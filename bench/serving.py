@@ -1,8 +1,8 @@
 """`python -m bench.serving [--json FILE]`: what becomes of a trained model: evaluated, predicted, exported, scored, looked up.
 
 `criteo` is trained for an epoch; then the commands `flowps.evaluate` and `flowps.predict` on its test data, medians of three; for
-each type of rows a bundle: its size, the error of its rows, samples/s of `Scorer.score` (by turns), the largest difference of a score,
-test AUC; and milliseconds of a lookup over loopback.
+each type of rows a bundle: its size, the error of its rows, samples/s of `Scorer.score` (by turns), the largest difference of a
+score, test AUC; and milliseconds of a lookup over loopback.
 """
 
 from __future__ import annotations
