@@ -91,3 +91,59 @@ def test_a_batch_cannot_be_given_other_arrays() -> None:
     found = naive.batch([naive.Sample(0.0, (), ())])
     with pytest.raises(AttributeError):
         found.labels = np.zeros(1, np.float32)  # type: ignore[misc]
+
+
+# --- several labels, weights of samples, samples left out -------------------------------------------------------------
+
+
+def labelled(size: int, first: float, labels: int = 2, weights: bool = False, left_out: int = 0) -> Batch:
+    """One slot with one sign a sample; all numbers count up from `first`."""
+    numbers = np.arange(size, dtype=np.float32) + np.float32(first)
+    return Batch(
+        np.stack([numbers] * labels, 1) if labels > 1 else numbers, numbers[:, None], numbers.astype(np.uint64),
+        np.arange(size + 1, dtype=np.int32), weights=numbers / 2 if weights else None, left_out=left_out,
+    )  # fmt: skip
+
+
+def test_labels_of_several_columns_and_weights_are_joined_sample_by_sample() -> None:
+    whole = Batch.concat([labelled(2, 1, weights=True), labelled(3, 10, weights=True)])
+    assert whole.labels.tolist() == [[n, n] for n in (1, 2, 10, 11, 12)]
+    assert whole.weights is not None
+    assert whole.weights.tolist() == [0.5, 1, 5, 5.5, 6]
+    assert (whole.labels.dtype, whole.weights.dtype) == (np.float32, np.float32)
+    assert (whole.size, whole.num_slots) == (5, 1)
+    assert Batch.concat([labelled(2, 1), labelled(3, 10)]).weights is None
+
+
+def test_read_counts_what_was_left_out() -> None:
+    assert (labelled(3, 0).read, labelled(3, 0, left_out=4).read, labelled(0, 0, left_out=4).read) == (3, 7, 4)
+
+
+@pytest.mark.parametrize("sizes", [[0], [0, 0], [0, 2], [2, 0], [0, 2, 0, 3, 0], [0, 0, 4]])
+@pytest.mark.parametrize("weights", [False, True])
+def test_pieces_without_samples_only_add_to_what_was_left_out(sizes: list[int], weights: bool) -> None:
+    """Wherever they are: at the beginning, at the end, or everywhere."""
+    parts = [labelled(size, 10 * k, weights=weights, left_out=k + 1) for k, size in enumerate(sizes)]
+    whole = Batch.concat(parts)
+    assert whole.left_out == sum(range(1, len(sizes) + 1))
+    assert whole.read == sum(part.read for part in parts)
+    wanted = [10.0 * k + n for k, size in enumerate(sizes) for n in range(size)]
+    assert whole.dense[:, 0].tolist() == whole.signs.tolist() == wanted
+    assert whole.labels.tolist() == [[n, n] for n in wanted]
+    assert whole.offsets.tolist() == [*range(len(wanted) + 1)]
+    assert (None if whole.weights is None else whole.weights.tolist()) == ([n / 2 for n in wanted] if weights else None)
+
+
+def test_one_piece_with_samples_keeps_its_arrays_and_takes_the_others_count() -> None:
+    piece = labelled(2, 1, left_out=1)
+    found = Batch.concat([labelled(0, 0, left_out=5), piece])
+    assert found.left_out == 6
+    assert found.labels is piece.labels
+    assert piece.left_out == 1
+    assert Batch.concat([labelled(0, 0), piece]) is piece
+
+
+def test_nbytes_are_those_of_all_arrays() -> None:
+    whole = labelled(4, 0, weights=True)
+    assert whole.nbytes == 4 * 2 * 4 + 4 * 4 + 4 * 8 + 5 * 4 + 4 * 4
+    assert labelled(4, 0).nbytes == whole.nbytes - 4 * 4

@@ -27,18 +27,19 @@ STATE, WEIGHTS = "state", "weights"  # sections of the dense part
 
 
 class Gate:
-    """Where a trainer waits at a cut until every shard has copied its rows. Any thread may call any method."""
+    """Where a trainer waits at a cut until every shard has copied its rows. One thread may wait, any may call the other methods."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._passed, self._is_given_up = -1, False
 
     def wait(self, step: int) -> None:
-        """Until `go_on` is called for this step. Raises StoppedError once it is given up."""
+        """Until `go_on` is called for this step, once for each cut. Raises StoppedError once it is given up."""
         with self._changed:
             self._changed.wait_for(lambda: self._passed >= step or self._is_given_up)
             if self._passed < step:
                 raise StoppedError("waiting at a cut: the run was given up")
+            self._passed = -1  # there may be another cut after the same step, which is waited for anew
 
     def go_on(self, step: int) -> None:
         """Let the cut after `step` be over."""
@@ -67,9 +68,12 @@ def go_on(run_id: str, step: int) -> None:
     gate_of(run_id).go_on(step)
 
 
-def checkpoint_name(run_id: str, step: int) -> str:
-    """Of the cut after `step`. Another run, and this one after it has gone back, must not write to the same files."""
-    return f"step-{step:09d}-{run_id[-6:]}"
+def checkpoint_name(run_id: str, step: int, is_best: bool) -> str:
+    """Of the cut after `step`. Another run, and this one after it has gone back, must not write to the same files.
+
+    is_best   it is that of an evaluation, which may have come after another cut at the end of the same epoch
+    """
+    return f"step-{step:09d}-{run_id[-6:]}{'_best' * is_best}"
 
 
 class TrainerCuts:
@@ -108,14 +112,14 @@ class TrainerCuts:
         self._send(AtCut(self._number, cut.step, cut.epoch, cut.examples, cut.read, taken, cut.last, cut.left_out, cut.is_best))
         if not self._saves_to:
             return
-        if cut.state is not None and cut.step != self._written:  # the run may end right after a cut
+        if cut.state is not None and (cut.step != self._written or cut.is_best):  # the run may end right after a cut
             self._written = cut.step
             # Here, not beside training: Keras reads the live model.
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "dense.weights.h5"
                 self._model_to(path)
                 weights = path.read_bytes()
-            self._writer.submit(self._write, cut.state, weights)
+            self._writer.submit(self._write, checkpoint_name(self._run_id, cut.step, cut.is_best), cut.state, weights)
         gate_of(self._run_id).wait(cut.step)
 
     def _taken(self, samples: int) -> Iterator[tuple[str, int, int, int]]:
@@ -126,9 +130,9 @@ class TrainerCuts:
             yield partition.url, partition.first_row, partition.num_rows, partition.skip + min(samples, partition.rows_left)
             samples -= partition.rows_left
 
-    def _write(self, state: State, weights: bytes) -> None:
+    def _write(self, name: str, state: State, weights: bytes) -> None:
         try:
-            store, name = Store(self._saves_to), checkpoint_name(self._run_id, state.steps)
+            store = Store(self._saves_to)
             files = [
                 msgspec.structs.replace(store.put(f"{name}/trainer/{file}", content), section=section)
                 for section, file, content in ((STATE, "state.npz", state.to_bytes()), (WEIGHTS, "dense.weights.h5", weights))

@@ -106,7 +106,7 @@ def run(
     result = _attempts(client, plan, run_dir, subscribers, interrupted, start)
     if not result.finished.goes_back_to:
         return result
-    best = _best_of(start.saves_to, result.finished)
+    best = _best_of([start.saves_to, *([] if start.resume is None else [start.resume.url])], result.finished)
     _publish(Remark(f"the best evaluation was at {_where(best)}: the run ends with its rows and weights"), subscribers)
     ledger = _without(result.ledger, best.ledger)
     plan = plan if start.again is None else start.again(best)
@@ -286,16 +286,17 @@ class _Looked:
     finished: bool = False
 
 
-def _best_of(url: str, finished: Finished) -> Resume:
-    """The checkpoint that the run is to end with. Raises CheckpointError where it has gone."""
-    store = Store(url)
-    manifest = best(store, finished.goes_back_to)
-    if manifest is None:
-        raise CheckpointError(
-            f"{url}: the best evaluation was at step {finished.goes_back_to:,}, but there is no checkpoint of it; the run "
-            "directory has the dense model that training ended with"
-        )
-    return Resume(url, tuple(chain(store, manifest)))
+def _best_of(urls: Sequence[str], finished: Finished) -> Resume:
+    """The checkpoint that the run is to end with, of its folder or that where it began. Raises CheckpointError if it has gone."""
+    for url in urls:
+        store = Store(url)
+        manifest = best(store, finished.goes_back_to)
+        if manifest is not None:
+            return Resume(url, tuple(chain(store, manifest)))
+    raise CheckpointError(
+        f"{', '.join(dict.fromkeys(urls))}: the best evaluation was at step {finished.goes_back_to:,}, but there is no checkpoint "
+        "of it; the run directory has the dense model that training ended with"
+    )
 
 
 def _without(ended: Ledger, best: Ledger) -> Ledger:

@@ -144,7 +144,8 @@ class Saver:
     def _cut(self, at: Mapping[int, AtCut], roles: Roles) -> None:
         self._ledger = self._ledger_at(at)
         try:
-            if not (self._newest and self._newest[-1].step == at[0].step):  # the run has ended right after a cut
+            # Else the run has ended right after a cut. That of a best evaluation is another one: the trainer's state has more.
+            if not self._newest or self._newest[-1].step != at[0].step or at[0].is_best:
                 self._copy(at[0], roles)
         except CheckpointError as error:
             self._failed(error)
@@ -172,7 +173,8 @@ class Saver:
         began = time.perf_counter()
         is_full = not self._newest or self._count % self._knobs.full_every == 0
         since = None if is_full else self._newest[-1].step
-        task = SaveTask(self._url, checkpoint_name(self._run_id, at.step), at.step, since, self._knobs.copy_mib << 20)
+        name = checkpoint_name(self._run_id, at.step, at.is_best)
+        task = SaveTask(self._url, name, at.step, since, self._knobs.copy_mib << 20)
         roles.ask_shards("save", task)
         shards: list[ShardPart | None] = [None] * len(self._plan.placement.shards)
         self._pending = _Pending(at, self._ledger, is_full, began, time.perf_counter() - began, shards)
@@ -182,7 +184,7 @@ class Saver:
         at, shards = pending.at, [part for part in pending.shards if part is not None]
         seconds = time.perf_counter() - pending.began
         manifest = Manifest(
-            name=checkpoint_name(self._run_id, at.step), step=at.step, epoch=at.epoch, created=time.time(),
+            name=checkpoint_name(self._run_id, at.step, at.is_best), step=at.step, epoch=at.epoch, created=time.time(),
             base="" if pending.is_full else self._newest[-1].name, schema=self._plan.schema.to_json(),
             settings={**settings_of(self._plan.config), "capacity_rows": list(self._plan.capacity_rows)}, shards=shards,
             trainer=pending.trainer, is_best=at.is_best, ledger=msgspec.to_builtins(pending.ledger),

@@ -145,13 +145,10 @@ def _check_labels(columns: Mapping[str, pa.DataType], config: Config) -> dict[st
         expected = "numbers from 0" if knob == "data.sample_weight" else "numbers 0 and 1"
         if name not in columns:
             raise SchemaError(
-                f"{what.split()[-1]}: no column {name!r} in the files{_closest(name, columns)}; "
-                f"set --{knob} to a column of {expected}"
+                f"{knob}: no column {name!r} in the files{_closest(name, columns)}; set --{knob} to a column of {expected}"
             )
         if not is_number(columns[name]):
-            raise SchemaError(
-                f"{what.split()[-1]}: column {name!r} is {columns[name]}, expected {expected}; cast it, or set --{knob}"
-            )
+            raise SchemaError(f"{knob}: column {name!r} is {columns[name]}, expected {expected}; cast it, or set --{knob}")
         if name in found:
             raise SchemaError(f"column {name!r} is {found[name]} and also in {knob}; keep one")
         found[name] = what

@@ -100,6 +100,8 @@ def read_partition(partition: Partition, spec: ReadSpec, epoch: int, open_rows: 
     else:
         batches = cut(columns, order, bounds)
     brought = table.select(list(spec.columns)) if spec.columns else None
+    if brought is not None and order is not None:
+        brought = brought.take(order)
     return PartitionBatches(batches, began, time.time(), f"{socket.gethostname()}:{os.getpid()}", threading.get_ident(), brought)
 
 

@@ -5,6 +5,8 @@ Pure; called by the trainer's thread. Its numbers are part of the trainer's stat
 
 from __future__ import annotations
 
+import math
+
 from flowps.status.event import Metrics
 
 
@@ -19,8 +21,10 @@ class BestSoFar:
         self._monitor, self._patience = monitor, patience
         self._value: float | None = None
         self._since = 0
+        self.seen = 0
+        """The step after which the last evaluation was; 0: there was none."""
         self.step = 0
-        """After which the best evaluation was; 0: there was none."""
+        """The same of the best one."""
 
     @property
     def is_over(self) -> bool:
@@ -28,9 +32,10 @@ class BestSoFar:
         return self._patience > 0 and self._since >= self._patience
 
     def see(self, step: int, metrics: Metrics) -> bool:
-        """Take notice of an evaluation after `step`; whether it is better than all before. One without an AUC is not."""
+        """Take notice of an evaluation after `step`; whether it is better than all before. One without an AUC is not, nor NaN."""
         value = metrics.auc if self._monitor == "auc" else -metrics.logloss
-        if value is not None and (self._value is None or value > self._value):
+        self.seen = step
+        if value is not None and value > (-math.inf if self._value is None else self._value):
             self._value, self._since, self.step = value, 0, step
             return True
         self._since += 1
@@ -38,9 +43,11 @@ class BestSoFar:
 
     def state(self) -> dict[str, float]:
         """What `restore` takes."""
-        return {} if self._value is None else {"value": self._value, "since": self._since, "step": self.step}
+        value = {} if self._value is None else {"value": self._value}
+        return {"since": self._since, "seen": self.seen, "step": self.step, **value}
 
     def restore(self, state: dict[str, float]) -> None:
         """Go on with what `state` gave, if anything."""
         if state:
-            self._value, self._since, self.step = state["value"], int(state["since"]), int(state["step"])
+            self._value = state.get("value")
+            self._since, self.seen, self.step = (int(state.get(name, 0)) for name in ("since", "seen", "step"))

@@ -37,7 +37,6 @@ class Evaluations:
     ) -> None:  # fmt: skip
         knobs = config.trainer
         self._around, self._step, self._labels, self._board, self._feeds = around, step, labels, board, feeds
-        self._validated = 0  # the step of the last evaluation on the validation data
         self._patience = knobs.patience
         self.clock = CutClock(knobs.evaluate_steps if around.valid is not None else 0, 0, knobs.in_flight)
         """When the next one on the validation data is."""
@@ -51,9 +50,8 @@ class Evaluations:
     def validate(self, epochs: int, steps: int) -> bool:
         """Evaluate on the validation data, if there are any that were not at this step; whether that is the best so far."""
         self.clock.done()
-        if self._around.valid is None or self._validated == steps:
+        if self._around.valid is None or self.best.seen == steps:
             return False
-        self._validated = steps
         self._evaluate("valid", epochs, steps)
         return self.best.step == steps
 

@@ -20,7 +20,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -41,8 +41,8 @@ Stage = Callable[[Batch, Float32], Any]
 class Feed:
     """A batch with its looked-up embeddings, float32 [size, width]. `ticket` is also the batch's id for its push.
 
+    batch  what was left out on purpose between it and the one before counts as left out of it
     inputs what `stage` made of them
-    read   samples that were read for it, those left out on purpose among them
     times  when its thread began to wait for a permit, had it, had the batch, had looked it up, and had the feed ready
            (time.perf_counter)
     """
@@ -52,7 +52,11 @@ class Feed:
     embeddings: Float32
     inputs: Any
     times: tuple[float, float, float, float, float]
-    read: int
+
+    @property
+    def read(self) -> int:
+        """Samples that were read for it, those left out on purpose among them."""
+        return self.batch.read
 
 
 class FeedQueue:
@@ -152,8 +156,8 @@ class FeedQueue:
 
     @property
     def trailing(self) -> int:
-        """Samples that were read and left out on purpose after the last batch; 0 until the end of the data was read."""
-        return 0 if self._end is None else self._left_over
+        """Samples that were read and left out on purpose after the last batch; 0 until all feeds have been taken."""
+        return self._left_over if self._deliver == self._end else 0
 
     @property
     def depth(self) -> int:
@@ -189,7 +193,7 @@ class FeedQueue:
     def _run(self) -> None:
         try:
             while (taken := self._take()) is not None:
-                ticket, batch, read, times = taken
+                ticket, batch, times = taken
                 with self._status.timed("CheckBatch", ticket):
                     self._check_batch(batch)
                 with self._status.timed("EmbeddingLookup", ticket):
@@ -201,7 +205,7 @@ class FeedQueue:
                     inputs = self._stage(batch, embeddings)
                 with self._changed:
                     all_times = (*times, looked_up, time.perf_counter())
-                    self._ready[ticket] = Feed(ticket, batch, embeddings, inputs, all_times, read)
+                    self._ready[ticket] = Feed(ticket, batch, embeddings, inputs, all_times)
                     self._changed.notify_all()
         except BaseException as error:  # handed over whole: whoever calls `get` raises it
             self.fail(error)
@@ -210,11 +214,8 @@ class FeedQueue:
         """Whether `get` has something to answer."""
         return self._deliver in self._ready or self._error is not None or self._closed or self._deliver == self._end
 
-    def _take(self) -> tuple[int, Batch, int, tuple[float, float, float]] | None:
-        """A permit, then a ticket and its batch, with the samples read for it and the first three of the feed's times.
-
-        None when there are no more.
-        """
+    def _take(self) -> tuple[int, Batch, tuple[float, float, float]] | None:
+        """A permit, then a ticket and its batch, with the first three of the feed's times; None when there are no more."""
         began = time.perf_counter()
         while True:
             with self._status.timed("PermitWait"), self._changed:
@@ -244,9 +245,10 @@ class FeedQueue:
                         return None
                     if not self._is_held():
                         self._next_ticket += 1
-                        read, self._left_over = batch.read + self._left_over, 0
-                        self.samples += read
-                        return ticket, batch, read, (began, permitted, time.perf_counter())
+                        if self._left_over:
+                            batch, self._left_over = replace(batch, left_out=batch.left_out + self._left_over), 0
+                        self.samples += batch.read
+                        return ticket, batch, (began, permitted, time.perf_counter())
                     # Held since it had its permit: another thread, or this one, gives the batch its ticket later.
                     self._aside = batch
                     self._permits += 1

@@ -37,7 +37,7 @@ class Step:
     clips : of the dense gradients, as Keras's optimizers name them: clipnorm, global_clipnorm or clipvalue.
     negative_rate : see Forward.
 
-    Raises ConfigError for an unknown optimizer and ModelError for a model that TensorFlow cannot trace.
+    Raises ConfigError for an unknown optimizer and for several clips, and ModelError for a model that TensorFlow cannot trace.
     """
 
     def __init__(
@@ -50,6 +50,11 @@ class Step:
         """Whether a step gave NaN or infinity, so that the dense weights are of no use."""
         self._forward = Forward(model, spec, jit_compile, negative_rate)
         self._variables = model.trainable_variables
+        if len(clips) > 1:
+            raise ConfigError(
+                f"trainer.clip_norm, trainer.clip_global_norm and trainer.clip_value: found {len(clips)} of them, expected at most "
+                "one: that is what Keras's optimizers take; keep one"
+            )
         try:
             config = {"learning_rate": learning_rate, **clips}
             self._optimizer = keras.optimizers.get({"class_name": optimizer, "config": config})

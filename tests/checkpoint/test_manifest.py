@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from flowps.checkpoint import manifest as module
-from flowps.checkpoint.manifest import Manifest, chain, check, found, load, newest_valid, publish
+from flowps.checkpoint.manifest import Manifest, best, chain, check, found, load, newest_valid, publish
 from flowps.checkpoint.store import Store
 from flowps.errors import CheckpointError
 from flowps.version import __version__
@@ -247,3 +247,40 @@ def test_a_chain_that_needs_itself_is_refused(memory: Store) -> None:
     rewrite(memory, made[0], base=named(3))
     with pytest.raises(CheckpointError, match=f"/{named(3)}: needs itself, by way of {named(3)}; use another checkpoint"):
         chain(memory, made[2])
+
+
+# --- the best evaluation ----------------------------------------------------------------------------------------------
+
+
+def test_the_checkpoint_of_the_best_evaluation_is_found_by_its_step(store: Store) -> None:
+    made = {step: checkpoint(store, step, is_best=step == 2) for step in (1, 2, 3)}
+    assert best(store, 2) == made[2] == load(store, named(2))
+    assert (load(store, named(2)).is_best, load(store, named(3)).is_best) == (True, False)
+    assert best(store, 3) is None, "a checkpoint after that step, but not of its evaluation"
+    assert [best(store, step) for step in (1, 7)] == [None, None]
+
+
+def test_of_several_the_newest_counts(memory: Store) -> None:
+    """A run that went back came by that step again; and a cut may have come before the evaluation."""
+    for name, created, is_best in [("a", 1.0, True), ("b", 9.0, False), ("c", 5.0, True), ("d", 3.0, True)]:
+        checkpoint(memory, 4, name=name, created=created, is_best=is_best)
+    found_best = best(memory, 4)
+    assert found_best is not None
+    assert found_best.name == "c"
+
+
+def test_a_manifest_from_before_there_were_evaluations_is_of_none(memory: Store) -> None:
+    made = checkpoint(memory, 1)
+    content = msgspec.to_builtins(made)
+    del content["is_best"]
+    memory.put(f"{made.name}/manifest.json", module._frame(msgspec.json.encode(content)))
+    assert load(memory, named(1)) == made
+    assert best(memory, 1) is None
+
+
+def test_damaged_and_unfinished_folders_are_no_best_ones(memory: Store) -> None:
+    checkpoint(memory, 3, is_best=True)
+    memory.put(f"{named(3)}/manifest.json", b"damaged")
+    unfinished(memory, 4)
+    assert best(memory, 3) is None
+    assert best(memory, 4) is None

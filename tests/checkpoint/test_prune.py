@@ -141,3 +141,34 @@ def test_a_folder_that_cannot_be_deleted_is_named(local: Store, monkeypatch: pyt
     with pytest.raises(CheckpointError, match=f"/{named(1)}: cannot be deleted: Permission denied; give this user the right to it"):
         prune(local, 1)
     assert steps(local) == [2]
+
+
+@pytest.mark.parametrize(
+    ("bases", "of_best", "keep", "left"),
+    [
+        (FULL, [2], 1, [5, 2]),
+        (FULL, [1, 3], 1, [5, 3]),
+        (FULL, [5], 1, [5]),
+        (FULL, [4], 2, [5, 4]),
+        (CHAINS, [2], 1, [6, 5, 4, 2, 1]),
+        (CHAINS, [3, 5], 1, [6, 5, 4]),
+    ],
+)
+def test_the_newest_of_a_best_evaluation_stays_with_what_it_needs(
+    memory: Store, bases: dict[int, int], of_best: list[int], keep: int, left: list[int]
+) -> None:
+    """Older best ones go: they are not the best any more."""
+    for step, base in bases.items():
+        checkpoint(memory, step, base=named(base) if base else "", is_best=step in of_best)
+    prune(memory, keep)
+    assert steps(memory) == left
+    for step in left:
+        check(memory, load(memory, named(step)))
+
+
+def test_a_best_one_whose_chain_is_broken_does_not_keep_an_older_one_from_staying(memory: Store) -> None:
+    for step, base in {1: 0, 2: 0, 3: 2, 4: 0}.items():
+        checkpoint(memory, step, base=named(base) if base else "", is_best=step in (1, 3))
+    memory.remove(f"{named(2)}/manifest.json")
+    prune(memory, 1)
+    assert steps(memory) == [4, 1]

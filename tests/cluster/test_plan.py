@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flowps.cluster import launch as launch_module
 from flowps.cluster.launch import hub_threads
 from flowps.cluster.plan import Plan
 from flowps.config import Config
-from flowps.errors import CapacityError, ConfigError
+from flowps.errors import CapacityError, ConfigError, DataError, SchemaError
 from flowps.ps.memory import row_bytes
-from tests.cluster.conftest import ROWS, one_machine
+from tests.cluster.conftest import ROWS, USERS, one_machine
 
 GIB = 1 << 30
 
@@ -81,3 +85,77 @@ def test_a_shard_cannot_come_back_alone_where_trainers_step_together(make_plan: 
     with pytest.raises(ConfigError, match=r"their batches are one step of a shard, .* use rollback, or trainer.in_flight of 2 or"):
         make_plan(*knobs, ("trainer.in_flight", 1), offers=offers)
     assert make_plan(*knobs, ("trainer.in_flight", 2), offers=offers)
+
+
+# --- validation data, early stopping, labels --------------------------------------------------------------------------
+
+
+def write_more(path: Path, rows: int = 250, row_group_size: int = 100, **columns: object) -> str:
+    """A file like the training data, of so many rows, with other or more columns."""
+    rng = np.random.default_rng(1)
+    whole = {
+        "label": rng.integers(0, 2, rows).astype(np.int8),
+        "x": rng.random(rows, np.float32),
+        "user": rng.integers(0, USERS, rows),
+    }
+    table = pa.table({**whole, **{name: np.resize(values, rows) for name, values in columns.items()}})
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return str(path)
+
+
+def test_validation_data_are_listed_beside_training_and_test(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    valid = write_more(tmp_path / "valid.parquet")
+    made = make_plan(("data.valid", valid))
+    assert [part.num_rows for part in made.valid] == [100, 100, 50]
+    assert {part.url for part in made.valid} == {valid}
+    assert (made.train_rows, made.test_rows, make_plan().valid) == (ROWS, 0, ())
+    assert make_plan(("data.test", valid)).test_rows == 250
+
+
+@pytest.mark.parametrize("knob", ["data.valid", "data.test"])
+def test_files_that_are_evaluated_on_have_the_columns_of_the_training_data(
+    make_plan: Callable[..., Plan], tmp_path: Path, knob: str
+) -> None:
+    with pytest.raises(SchemaError, match=r"other\.parquet: column 'user' is string, but int64 in .*data\.parquet; write both"):
+        make_plan((knob, write_more(tmp_path / "other.parquet", user=np.array(["a", "b"]))))
+    with pytest.raises(DataError, match=rf"{re.escape(knob)}: .*none\.parquet: no such file"):
+        make_plan((knob, str(tmp_path / "none.parquet")))
+
+
+def test_memory_for_partitions_counts_the_largest_file_of_all(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    large = write_more(tmp_path / "large.parquet", 5000, 5000)
+    assert make_plan(("data.valid", large)).memory.partitions == 50 * make_plan().memory.partitions
+
+
+@pytest.mark.parametrize(("knob", "value"), [("trainer.patience", 2), ("trainer.evaluate_steps", 10)])
+def test_evaluations_without_validation_data_are_refused(make_plan: Callable[..., Plan], knob: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=r"are about evaluations on data\.valid: give --data\.valid, or leave them out"):
+        make_plan((knob, value))
+
+
+def test_patience_without_checkpoints_is_refused(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    """The best one's rows would be gone."""
+    knobs = (("data.valid", write_more(tmp_path / "valid.parquet")), ("trainer.patience", 2))
+    none = (("checkpoint.every_s", 0), ("checkpoint.every_steps", 0))
+    with pytest.raises(
+        ConfigError, match=r"ends with the checkpoint of the best evaluation, but .* set one of them, or trainer\.pat"
+    ):
+        make_plan(*knobs, *none)
+    assert make_plan(*knobs).valid
+    assert make_plan(*knobs, *none, ("checkpoint.every_steps", 1000)).valid
+    assert make_plan(knobs[0], *none, ("trainer.evaluate_steps", 5)).valid, "evaluations alone need none"
+
+
+def test_negatives_are_left_out_in_training_alone(make_plan: Callable[..., Plan]) -> None:
+    made = make_plan(("data.negative_rate", 0.25))
+    assert (made.read_spec(training=True).negative_rate, made.read_spec(training=False).negative_rate) == (0.25, 1.0)
+    assert made.read_spec(training=True).labelled
+
+
+def test_all_labels_and_the_weights_of_samples_are_read(make_plan: Callable[..., Plan], data: Path, tmp_path: Path) -> None:
+    write_more(data, ROWS, buy=np.array([0, 1, 1], np.int8), w=np.array([0.5, 1.0]))
+    knobs = (("data.extra_labels", "buy"), ("data.sample_weight", "w"))
+    made = make_plan(*knobs)
+    assert (made.schema.labels, made.read_spec(training=False).read) == (("label", "buy"), ["label", "buy", "w", "x", "user"])
+    with pytest.raises(SchemaError, match=r"valid\.parquet: no column 'buy', which .*data\.parquet has"):
+        make_plan(*knobs, ("data.valid", write_more(tmp_path / "valid.parquet")))

@@ -580,3 +580,87 @@ def test_sequences_are_cut_to_their_length():
     assert cut.starts.tolist() == [0, 2, 2, 3]
     assert cut.signs.tolist() == whole.signs[[0, 1, 3]].tolist()
     assert cut.shares.tolist() == [1, 2, 4]
+
+
+# --- several labels, weights of samples -------------------------------------------------------------------------------
+
+
+def shown_clicked(**more: Any) -> pa.Table:
+    """Ten samples with three labels of different types and a weight."""
+    return pa.table(
+        {
+            "label": pa.array([0, 1] * 5, pa.int8()),
+            "buy": pa.array([i % 3 == 0 for i in range(10)]),
+            "call": [float(i % 5 == 0) for i in range(10)],
+            "w": [i / 4 for i in range(10)],
+            "u": range(10),
+            **more,
+        }
+    )
+
+
+def test_several_labels_are_columns_in_the_order_of_the_schema() -> None:
+    table = shown_clicked()
+    schema = schema_of(table, extra_labels=("call", "buy"))
+    labels = decode(table, schema, PLAIN, WHERE).labels
+    assert (labels.dtype, labels.shape) == (np.float32, (10, 3))
+    wanted = [table.column(name).to_pylist() for name in ("label", "call", "buy")]
+    np.testing.assert_array_equal(labels, np.array(wanted, np.float32).T)
+    assert decode(table, schema_of(table), PLAIN, WHERE).labels.shape == (10,), "of one label they have one dimension"
+
+
+def test_labels_and_weights_go_with_their_sample_into_any_order_and_batch() -> None:
+    table, order = shown_clicked(), [9, 0, 8, 1, 7, 2, 6, 3, 5, 4]
+    found = batches_of(table, schema_of(table, extra_labels=("buy",), sample_weight="w"), PLAIN, order, [0, 3, 3, 10])
+    assert [batch.size for batch in found] == [3, 0, 7], "a batch may be left without samples"
+    assert [batch.labels.shape for batch in found] == [(3, 2), (0, 2), (7, 2)]
+    assert np.concatenate([batch.labels for batch in found]).tolist() == [[i % 2, i % 3 == 0] for i in order]
+    assert np.concatenate([batch.weights for batch in found]).tolist() == [i / 4 for i in order]
+    assert all(batch.weights.dtype == np.float32 for batch in found)
+    (whole,) = batches_of(table, schema_of(table), PLAIN, None, [0, 10])
+    assert whole.weights is None
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [pa.array([0, 1, 7], pa.uint8()), pa.array([0.0, 1.0, 7.0]), pa.chunked_array([pa.array([0, 1], pa.int64()), pa.array([7])])],
+    ids=["bytes", "doubles", "chunks"],
+)  # fmt: skip
+def test_weights_of_samples_of_any_number_type(weights: Any) -> None:
+    table = pa.table({"label": [0, 1, 1], "u": [1, 2, 3], "w": weights})
+    found = decode(table, schema_of(table, sample_weight="w"), PLAIN, WHERE).weights
+    assert found is not None
+    assert (found.dtype, found.tolist()) == (np.float32, [0.0, 1.0, 7.0])
+
+
+@pytest.mark.parametrize(
+    ("weight", "shown"),
+    [(None, "null"), (math.nan, "nan"), (math.inf, "inf"), (-0.25, "-0.25"), (1e300, "1e+300"), (-math.inf, "-inf")],
+)
+def test_weights_of_samples_that_cannot_be_used_are_refused(weight: float | None, shown: str) -> None:
+    table = pa.table({"label": [0, 1] * 2, "u": range(4), "w": [1.0, 0.0, weight, weight]})
+    message = refusal_of(table, first_row=100, sample_weight="w")
+    assert message.startswith(
+        f"{WHERE}: column 'w', row 102: found {shown}, expected the weight of a sample, a finite number from 0 "
+    )
+    assert "(2 such rows in this partition); clean the data" in message
+
+
+def test_each_label_is_checked_under_its_own_name() -> None:
+    message = refusal_of(pa.table({"label": [0, 1], "buy": [0, 2], "u": [1, 2]}), extra_labels=("buy",))
+    assert message.startswith(f"{WHERE}: column 'buy', row 1: found 2, expected a label of 0 or 1")
+
+
+@pytest.mark.parametrize("dropped", [["label", "buy", "w"], []])
+def test_without_labels_they_need_not_be_there_and_are_not_looked_at(dropped: list[str]) -> None:
+    """Features are the same; the labels are zeros, the weights none, whatever stands there."""
+    table = shown_clicked()
+    schema = schema_of(table, extra_labels=("buy",), sample_weight="w", exclude=("call",))
+    bad = table.set_column(0, "label", pa.array([None] * 10, pa.int8())).set_column(3, "w", pa.array([math.nan] * 10))
+    found = decode(bad.drop_columns(dropped), schema, PLAIN, WHERE, labelled=False)
+    assert (found.labels.tolist(), found.weights) == ([0.0] * 10, None)
+    assert found.labels.dtype == np.float32
+    whole = decode(table, schema, PLAIN, WHERE)
+    assert found.slots[0].signs.tobytes() == whole.slots[0].signs.tobytes()
+    (batch,) = cut(found, None, [0, 10])
+    assert (batch.size, batch.weights, batch.labels.shape) == (10, None, (10,))

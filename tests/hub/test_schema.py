@@ -433,3 +433,82 @@ def test_columns_that_are_not_asked_about_may_differ() -> None:
 def test_different_columns_are_refused(found: dict[str, pa.DataType], message: str) -> None:
     with pytest.raises(SchemaError, match=message):
         check_same(REFERENCE, found, {**REFERENCE, **found}, "b.parquet", "a.parquet")
+
+
+# --- several labels, weights of samples, fewer negatives --------------------------------------------------------------
+
+CONVERSIONS = {"click": pa.int8(), "buy": pa.bool_(), "call": pa.float32(), "w": pa.float64(), "x": pa.float32(), "u": pa.int64()}
+TWO = {"label": "click", "extra_labels": ("buy",)}
+
+
+def test_several_labels_are_read_in_the_order_of_the_knobs_and_are_no_features() -> None:
+    schema = infer_with(CONVERSIONS, label="click", extra_labels=("call", "buy"), sample_weight="w")
+    assert schema.labels == ("click", "call", "buy")
+    assert schema.columns == ["click", "call", "buy", "w", "x", "u"]
+    assert schema.features == ["x", "u"]
+    assert (schema.dense, slot_names(schema), schema.left_out) == (("x",), ["u"], {})
+
+
+def test_without_the_knobs_the_same_columns_are_features() -> None:
+    schema = infer_with(CONVERSIONS, label="click")
+    assert (schema.labels, schema.sample_weight) == (("click",), "")
+    assert (schema.dense, slot_names(schema)) == (("call", "w", "x"), ["buy", "u"])
+    assert schema.columns == ["click", *schema.features] == ["click", "call", "w", "x", "buy", "u"]
+
+
+def test_features_have_the_weights_of_values_and_a_prediction_needs_no_label() -> None:
+    columns = {**CONVERSIONS, "uw": pa.float32()}
+    schema = infer_with(columns, slot=(Slot(name="u", weights="uw"),), **TWO, sample_weight="w", exclude=("call",))
+    assert schema.features == ["x", "u", "uw"]
+    assert schema.columns == ["click", "buy", "w", "x", "u", "uw"]
+
+
+def test_globs_of_dense_and_exclude_leave_the_labels_and_the_weights_of_samples_what_they_are() -> None:
+    schema = infer_with(CONVERSIONS, **TWO, sample_weight="w", dense=("x", "u"), exclude=("c*", "b*", "w"))
+    assert (schema.labels, schema.sample_weight, schema.dense) == (("click", "buy"), "w", ("x", "u"))
+
+
+def test_schema_json_says_which_labels_and_weights() -> None:
+    written = infer_with(CONVERSIONS, **TWO, sample_weight="w").to_json()
+    assert (written["label"], written["labels"], written["sample_weight"]) == ("click", ["click", "buy"], "w")
+    written = infer_with(CONVERSIONS, label="click").to_json()
+    assert (written["labels"], written["sample_weight"]) == (["click"], "")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"extra_labels": ("bye",)}, "data.extra_labels: no column 'bye' in the files; did you mean buy?; set --data"),
+        ({"extra_labels": ("u", "buyy")}, "set --data.extra_labels to a column of numbers 0 and 1"),
+        ({"extra_labels": ("s",)}, "data.extra_labels: column 's' is string, expected numbers 0 and 1; cast it, or set --data"),
+        ({"extra_labels": ("click",)}, "column 'click' is the label and also in data.extra_labels; keep one"),
+        ({"extra_labels": ("buy", "buy")}, "column 'buy' is a label and also in data.extra_labels; keep one"),
+        ({"sample_weight": "weight"}, "data.sample_weight: no column 'weight' in the files"),
+        ({"sample_weight": "weight"}, "set --data.sample_weight to a column of numbers from 0"),
+        ({"sample_weight": "s"}, "data.sample_weight: column 's' is string, expected numbers from 0; cast it, or set --data"),
+        ({"sample_weight": "click"}, "column 'click' is the label and also in data.sample_weight; keep one"),
+        ({"sample_weight": "buy", "extra_labels": ("buy",)}, "column 'buy' is a label and also in data.sample_weight; keep one"),
+        ({"extra_labels": ("buy",), "negative_rate": 0.5}, "leave out data.extra_labels, or set data.negative_rate = 1"),
+    ],
+)  # fmt: skip
+def test_labels_and_weights_of_samples_that_cannot_be_are_refused(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(SchemaError) as refusal:
+        infer_with({**CONVERSIONS, "s": pa.string()}, label="click", **data)
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "also"), [("buy", "a label"), ("w", "the weight of a sample"), ("click", "the label")]
+)  # fmt: skip
+def test_a_label_or_weight_of_samples_that_is_also_used_by_a_slot_is_refused(name: str, also: str) -> None:
+    for slot in (Slot(name=name), Slot(name="u", weights=name)):
+        with pytest.raises(SchemaError) as refusal:
+            infer_with(CONVERSIONS, slot=(slot,), **TWO, sample_weight="w")
+        assert repr(name) in str(refusal.value)
+        assert f"and is also {also}" in str(refusal.value)
+        assert "; keep one" in str(refusal.value)
+
+
+def test_fewer_negatives_of_one_label_are_fine() -> None:
+    assert infer_with(CONVERSIONS, label="click", negative_rate=0.1, sample_weight="w").sample_weight == "w"
+    assert infer_with(CONVERSIONS, **TWO, negative_rate=1.0).labels == ("click", "buy")

@@ -27,12 +27,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowps.batch import Batch
-from flowps.config import Config, Slot
-from flowps.errors import DataError, StoppedError
+from flowps.config import Config, Data, Slot
+from flowps.errors import ClusterError, DataError, StoppedError
 from flowps.hub.decode import Dense
 from flowps.hub.partition import Partition, epoch_order, list_files, partitions, read_table
 from flowps.hub.schema import Schema, infer
-from flowps.hub.stream import HubStream, PartitionBatches, ReadSpec, read_partition
+from flowps.hub.stream import HubStream, PartitionBatches, PartitionStream, ReadSpec, read_partition
 from flowps.status.run_status import RunStatus
 from tests.hub import naive
 
@@ -217,6 +217,7 @@ def test_batches_are_whole_and_in_the_order_of_the_file(
     assert held(client) == before
 
 
+@pytest.mark.usefixtures("client")
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=6),
@@ -417,6 +418,172 @@ def test_a_file_rewritten_with_other_columns_is_refused(write: Any, column: str,
     assert repr(column) in str(refusal.value)
 
 
+# --- fewer negatives --------------------------------------------------------------------------------------------------
+
+RARE = 12  # one in so many samples is positive
+
+
+def rare(num_rows: int) -> pa.Table:
+    """`rows` with few positives, and a weight for each sample."""
+    table = rows(num_rows).set_column(0, "label", pa.array([int(i % RARE == 5) for i in range(num_rows)], pa.int8()))
+    return table.append_column("w", pa.array([i / 8 for i in range(num_rows)]))
+
+
+RARE_SCHEMA = infer({f.name: f.type for f in rare(1).schema}, Config(data=Data(sample_weight="w")))
+
+
+def sampled(batch_size: int, rate: float, *, shuffle: bool = False, seed: int = 0) -> ReadSpec:
+    return replace(spec_of(batch_size, shuffle=shuffle, seed=seed, schema=RARE_SCHEMA), negative_rate=rate)
+
+
+def check_rare(batches: Sequence[Batch]) -> None:
+    """The samples that are there are whole, each with its own label, weight and bags."""
+    samples = naive.samples(rare(1 + max(ids(batches))), RARE_SCHEMA, Dense())
+    for batch in batches:
+        if batch.size:
+            naive.assert_same(batch, naive.batch([samples[i] for i in ids([batch])]))
+        assert batch.weights is not None
+        assert batch.weights.tolist() == [i / 8 for i in ids([batch])]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("sizes", "batch_size"), [([50, 7, 61], 10), ([30, 30], 200), ([5] * 20, 8), ([40, 40], 1)])
+@pytest.mark.usefixtures("client")  # Dask waits for futures of any kind only where there is one
+def test_a_share_of_the_negatives_is_left_out_and_counted(sizes: list[int], batch_size: int, shuffle: bool, write: Any) -> None:
+    """Batches are cut where they would be with all samples; a batch may be left without any."""
+    parts, total = write(sizes, rare(sum(sizes))), sum(sizes)
+    found = list(HubStream(Direct(), parts, sampled(batch_size, 0.3, shuffle=shuffle), 0, 2, RunStatus()))
+    assert [batch.read for batch in found] == [min(batch_size, total - at) for at in range(0, total, batch_size)]
+    kept = ids(found)
+    assert len(set(kept)) == len(kept)
+    assert {i for i in range(total) if i % RARE == 5} <= set(kept), "every positive sample is there"
+    assert 0.15 < (len(kept) - sum(i % RARE == 5 for i in range(total))) / total < 0.45
+    check_rare(found)
+    everything = list(HubStream(Direct(), parts, sampled(batch_size, 1.0, shuffle=shuffle), 0, 2, RunStatus()))
+    assert [ids([batch]) for batch in found] == [[i for i in ids([batch]) if i in set(kept)] for batch in everything]
+    assert [batch.left_out for batch in everything] == [0] * len(everything)
+
+
+def test_negatives_are_drawn_by_seed_and_epoch_and_a_larger_share_has_the_smaller_one_in_it(write: Any) -> None:
+    (part,) = write([400], rare(400))
+
+    def kept(rate: float, *, seed: int = 0, epoch: int = 0) -> set[int]:
+        return set(ids(read_partition(part, sampled(50, rate, seed=seed), epoch, 0).batches))
+
+    assert kept(0.5) == kept(0.5)
+    assert len({frozenset(kept(0.5, seed=seed, epoch=epoch)) for seed in range(2) for epoch in range(2)}) == 4
+    assert kept(0.2) < kept(0.5) < kept(0.9) < kept(1.0)
+    every_epoch = [kept(0.5, epoch=epoch) for epoch in range(12)]
+    assert set().union(*every_epoch) == set(range(400)), "a negative sample that is left out comes in another epoch"
+
+
+def test_partitions_of_one_size_do_not_leave_out_the_same_rows(write: Any) -> None:
+    first, second = (
+        {i % 100 for i in ids(read_partition(p, sampled(50, 0.5), 0, 0).batches)} for p in write([100, 100], rare(200))
+    )
+    assert first != second
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("skip", [1, 20, 37, 99])
+def test_what_is_left_of_a_partition_has_the_same_samples_as_the_whole(write: Any, skip: int, shuffle: bool) -> None:
+    """So that a run that goes on in the middle of an epoch trains what it would have trained."""
+    (part,) = write([100], rare(100))
+    spec = sampled(10, 0.3, shuffle=shuffle)
+    whole = read_partition(part, spec, 3, 0).batches
+    rest = read_partition(replace(part, skip=skip), spec, 3, skip % 10).batches
+    assert sum(batch.read for batch in rest) == 100 - skip
+    full = [batch for batch in rest if skip % 10 == 0 or batch is not rest[0]]
+    for ours, wanted in zip(full, whole[len(whole) - len(full) :], strict=True):
+        naive_ids = ids([wanted])
+        assert (ids([ours]), ours.left_out) == (naive_ids, wanted.left_out)
+    assert ids(rest) == ids(whole)[len(ids(whole)) - len(ids(rest)) :]
+
+
+@pytest.mark.usefixtures("client")  # Dask waits for futures of any kind only where there is one
+def test_a_batch_of_which_all_samples_were_left_out_is_there_with_its_count(write: Any) -> None:
+    (part,) = write([RARE * 4], rare(RARE * 4))
+    found = read_partition(part, sampled(4, 1e-9), 0, 0).batches
+    assert [(batch.size, batch.left_out) for batch in found] == [(0, 4), (1, 3), (0, 4)] * 4
+    assert [batch.labels.tolist() for batch in found if batch.size] == [[1.0]] * 4
+    assert all(batch.dense.shape == (batch.size, 1) and len(batch.signs) == batch.offsets[-1] for batch in found)
+    joined = list(HubStream(Direct(), write([7] * 6, rare(42)), sampled(4, 1e-9), 0, 2, RunStatus()))
+    assert sum(batch.read for batch in joined) == 42
+    assert ids(joined) == [5, 17, 29, 41]
+    assert [batch.read for batch in joined] == [4] * 10 + [2]
+
+
+# --- without labels; columns that are brought along -------------------------------------------------------------------
+
+
+def test_without_labels_their_columns_are_not_read(write: Any) -> None:
+    spec = replace(spec_of(4, schema=RARE_SCHEMA), labelled=False)
+    assert spec.read == ["x", "u", "h"]
+    (part,) = write([6], rare(6).drop_columns(["label", "w"]))
+    (first, second) = read_partition(part, spec, 0, 0).batches
+    assert ids([first, second]) == list(range(6))
+    assert (first.labels.tolist(), first.weights) == ([0.0] * 4, None)
+    assert replace(spec, labelled=True).read == ["label", "w", "x", "u", "h"]
+
+
+def test_columns_are_brought_along_in_the_order_of_the_samples(write: Any) -> None:
+    table = rows(10).append_column("id", pa.array([f"n{i}" for i in range(10)]))
+    (part,) = write([10], table)
+    for shuffle in (False, True):
+        for skip in (0, 4):
+            spec = replace(spec_of(4, shuffle=shuffle), columns=("id", "u"))
+            assert spec.read == ["label", "x", "u", "h", "id"], "each column is read once"
+            found = read_partition(replace(part, skip=skip), spec, 0, 0)
+            assert found.columns is not None
+            assert found.columns.column_names == ["id", "u"]
+            assert found.columns.column("id").to_pylist() == [f"n{i}" for i in ids(found.batches)]
+            assert found.columns.column("u").to_pylist() == [i % 5 if i % 7 else None for i in ids(found.batches)]
+    assert read_partition(part, spec_of(4), 0, 0).columns is None
+
+
+def test_partitions_come_one_by_one_with_their_batches_and_columns(client: distributed.Client, write: Any) -> None:
+    parts = write([5, 3, 9])
+    status = RunStatus()
+    spec = replace(spec_of(4), columns=("u",))
+    stream = PartitionStream(client, [(part, 0) for part in parts], spec, 0, 2, status)
+    found = list(stream)
+    assert [[batch.size for batch in part.batches] for part in found] == [[4, 1], [3], [4, 4, 1]]
+    assert [len(part.columns or ()) for part in found] == [5, 3, 9]
+    assert [i for part in found for i in ids(part.batches)] == list(range(17))
+    assert status.stage("DecodePartition").summary().count == 3
+    assert status.counters()["hub_bytes"] == sum(batch.nbytes for part in found for batch in part.batches)
+    with pytest.raises(StopIteration):
+        next(stream)
+    stream.close()
+
+
+@pytest.mark.usefixtures("client")  # Dask waits for futures of any kind only where there is one
+def test_open_rows_of_a_partition_are_what_its_first_batch_completes(write: Any) -> None:
+    parts = write([5, 3, 9])
+    stream = PartitionStream(Direct(), zip(parts, [3, 0, 1], strict=True), spec_of(4), 0, 1, RunStatus())
+    assert [[batch.size for batch in part.batches] for part in stream] == [[1, 4], [3], [3, 4, 2]]
+
+
+def test_a_partition_stream_that_is_closed_or_has_failed_says_so_again(client: distributed.Client, write: Any) -> None:
+    table = rows(9).set_column(0, "label", pa.array([0, 1, 0, 1, 7, 0, 1, 0, 1], pa.int8()))
+    stream = PartitionStream(client, [(part, 0) for part in write([3, 3, 3], table)], spec_of(3), 0, 2, RunStatus())
+    assert ids(next(stream).batches) == [0, 1, 2]
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"column 'label', row 4: found 7, expected a label of 0 or 1"):
+            next(stream)
+    stream.close()
+    closed = PartitionStream(client, [(part, 0) for part in write([3, 3])], spec_of(3), 0, 2, RunStatus())
+    closed.close()
+    closed.close()
+    with pytest.raises(StoppedError, match="reading samples: the stream was closed"):
+        next(closed)
+
+
+def test_a_worker_with_another_version_is_told_what_to_do(write: Any) -> None:
+    with pytest.raises(ClusterError, match=r"the run flowps 0\.0\.0: install the same version on all machines"):
+        read_partition(write([3])[0], replace(spec_of(3), version="0.0.0"), 0, 0)
+
+
 # --- back-pressure ----------------------------------------------------------------------------------------------------
 
 
@@ -567,6 +734,7 @@ def test_close_between_the_look_and_the_pop_of_next(client: distributed.Client, 
 # --- empty reads ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("client")  # Dask waits for futures of any kind only where there is one
 def test_a_task_without_samples_is_an_empty_read(write: Any) -> None:
     """The plan passes empty row groups over; should one come all the same, it is counted and read over."""
     parts = write([3, 3])

@@ -22,6 +22,7 @@ from tests.trainer.members import (
     Task,
     abort,
     all_results,
+    batches_of,
     error_of,
     fail,
     hold,
@@ -33,7 +34,7 @@ from tests.trainer.members import (
     tasks,
     train,
 )  # fmt: skip
-from tests.trainer.test_group_step import Epochs, alone, assert_bit_equal, assert_same, epochs_of, together
+from tests.trainer.test_group_step import Epochs, alone, assert_bit_equal, assert_of_all, assert_same, epochs_of, together
 
 pytestmark = pytest.mark.timeout(120)  # a trainer that waits for ever is the failure most of these look for
 
@@ -60,6 +61,28 @@ def test_moving_statistics_are_the_mean_of_all_trainers_after_every_epoch(pair: 
 
 def test_trainers_begin_with_the_same_weights_whatever_each_has_drawn(pair: list[Member]) -> None:
     assert_bit_equal(together(pair, make_config(model=":unequal"), epochs_of([[8] * 3, [8] * 3])).outcomes)
+
+
+# --- early stopping ------------------------------------------------------------------------------------------------------
+
+
+def test_two_trainers_stop_early_where_one_would(pair: list[Member]) -> None:
+    """Each evaluates on its part of the validation data; what all of it says decides for both."""
+    config = make_config(epochs=9, evaluate_steps=3, patience=2, monitor="logloss", learning_rate=0.3)
+    epochs, valid = epochs_of([[8] * 5, [8] * 4], 9), [batches_of([8, 8, 3], 80), batches_of([8], 81)]
+    expected, found = (run(who, config, epochs, None, valid) for run, who in ((alone, pair[0]), (together, pair)))
+    (one,) = expected.outcomes
+    assert one.finished.goes_back_to
+    assert one.finished.steps < 45
+    assert_bit_equal(found.outcomes)
+    for outcome in found.outcomes:
+        finished = outcome.finished
+        assert (finished.goes_back_to, finished.steps, finished.epochs) == (
+            one.finished.goes_back_to, one.finished.steps, one.finished.epochs
+        )  # fmt: skip
+        assert [(e.step, e.is_best) for e in outcome.validated] == [(e.step, e.is_best) for e in one.validated]
+        for of_all, of_one in zip(outcome.validated, one.validated, strict=True):
+            assert_of_all(of_all.metrics, of_one.metrics)
 
 
 # --- narrow floats ----------------------------------------------------------------------------------------------------------

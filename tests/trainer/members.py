@@ -33,7 +33,7 @@ from flowps.ps.together import Together
 from flowps.ps.wire.remote import RemoteShard
 from flowps.ps.wire.security import Security
 from flowps.ps.wire.service import Served, ShardServer
-from flowps.status.event import Event, Finished, Interval, Metrics
+from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics
 from flowps.status.run_status import RunStatus
 from flowps.trainer.group import Group, free_port
 from flowps.trainer.loop import Trained, Trainer
@@ -228,7 +228,7 @@ class Task:
     """A run of one trainer.
 
     epochs     the batches of each
-    test       those to evaluate on
+    test       those to evaluate on; `valid`: those between epochs
     peers      of its group; none: it is alone
     timeout_s  of a collective, a lookup and a push
     trouble    what is called before the batch of that number of all is read; what it raises, the stream raises
@@ -243,6 +243,7 @@ class Task:
     peers: tuple[str, ...] = ()
     timeout_s: float = LONG_S
     trouble: tuple[int, Callable[[], None]] | None = None
+    valid: list[Batch] | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,7 @@ class Outcome:
     weights    of the dense model; `state`: what is not trained
     intervals  metrics of each, as every trainer knows them
     pushed     its own pushes; `tickets` those of its own lookups in training
+    validated  its evaluations between epochs
     """
 
     weights: list[Float32]
@@ -262,6 +264,7 @@ class Outcome:
     counters: dict[str, int]
     pushed: int
     tickets: list[int]
+    validated: list[Evaluated]
 
 
 def make_config(in_flight: int = 1, epochs: int = 1, batch_size: int = 8, model: str = "dnn", **knobs: Any) -> Config:
@@ -301,7 +304,10 @@ def train(task: Task) -> Outcome:
     status, tickets = RunStatus(), []
     events: list[Event] = []
     max_lens = [slot.max_len if slot.pooling == "none" else 0 for slot in SLOTS]
-    spec = ModelSpec.of([s.name for s in SLOTS], [s.dim for s in SLOTS], DENSE_WIDTH, task.config.net.hidden, max_lens)
+    labels = ("label", *task.config.data.extra_labels)
+    spec = ModelSpec.of(
+        [s.name for s in SLOTS], [s.dim for s in SLOTS], DENSE_WIDTH, None, max_lens, net=task.config.net, labels=labels
+    )  # fmt: skip
     firsts = np.cumsum([0, *map(len, task.epochs)]).tolist()
     stop = _here["stop"] = threading.Event()
     group = _here["group"] = Group(task.peers, task.number, task.timeout_s) if task.peers else None
@@ -323,6 +329,7 @@ def train(task: Task) -> Outcome:
         around = Surroundings(
             train=lambda epoch: Stream(task.epochs[epoch], firsts[epoch], task.trouble),
             test=None if task.test is None else lambda: Stream(task.test or [], 0, None),
+            valid=None if task.valid is None else lambda: Stream(task.valid or [], 0, None),
             lookup=lookup, push=lambda ticket, gradient, scale: shards.push(batch_id(task.number, ticket), gradient, scale),
             emit=events.append, status=status, stop=stop, group=group,
             attend=lambda ticket: shards.attend(batch_id(task.number, ticket)) if together else None,
@@ -340,6 +347,7 @@ def _outcome(trained: Trained, events: Sequence[Event], status: RunStatus, ticke
         [np.array(v) for v in trained.model.non_trainable_variables if v.dtype.startswith("float")],
         trained.finished, trained.test, [event.metrics for event in events if isinstance(event, Interval)],
         dict(status.counters()), summaries["PushGrad"].count if "PushGrad" in summaries else 0, tickets,
+        [event for event in events if isinstance(event, Evaluated) and event.data == "valid"],
     )  # fmt: skip
 
 

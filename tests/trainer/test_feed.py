@@ -646,3 +646,105 @@ def test_close_ends_threads_that_are_held():
     feeds.hold()
     feeds.close()
     assert flowps_threads() == []
+
+
+# --- batches whose samples were all left out ----------------------------------------------------------------------------
+
+
+def sampled(*counts: tuple[int, int]) -> Iterator[Batch]:
+    """Batches of so many samples, with so many left out; their dense value is their number."""
+    return (replace(make_batch(size=size, value=number), left_out=left) for number, (size, left) in enumerate(counts))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_batches_without_samples_are_passed_over_and_counted_with_the_next(threads: int):
+    """They get no ticket and no lookup; who goes on after a feed has gone by all that was read until there."""
+    looked_up: list[int] = []
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        looked_up.append(ticket)
+        return embeddings_of(ticket, batch)
+
+    counts = [(0, 5), (3, 2), (0, 4), (0, 1), (2, 0), (5, 0), (1, 9), (0, 7), (0, 3)]
+    with closing(make_queue(sampled(*counts), lookup, threads=threads)) as feeds:
+        found = drain(feeds)
+        assert [(feed.ticket, feed.batch.dense[0, 0], feed.batch.left_out) for feed in found] == [
+            (0, 1, 7), (1, 4, 5), (2, 5, 0), (3, 6, 9)
+        ]  # fmt: skip
+        assert [feed.read for feed in found] == [10, 7, 5, 10]
+        assert feeds.trailing == 10
+        assert feeds.samples == sum(size + left for size, left in counts) == 42
+        assert feeds.get() is None
+    assert sorted(looked_up) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("counts", [[], [(0, 3)], [(0, 3), (0, 4)]])
+def test_an_epoch_of_which_everything_was_left_out_has_only_an_end(counts: list[tuple[int, int]]):
+    with closing(make_queue(sampled(*counts))) as feeds:
+        assert feeds.get() is None
+        assert feeds.trailing == feeds.samples == sum(left for _, left in counts)
+
+
+def test_what_is_left_out_after_the_last_batch_is_known_at_the_end_only():
+    """Until then it may belong to a batch that is still to come."""
+    stream = Blocked([*sampled((2, 1), (0, 4))])
+    with closing(make_queue(stream, threads=1)) as feeds:
+        assert feeds.get() is not None
+        assert stream.waiting.wait(WAIT_S)
+        assert (feeds.trailing, feeds.samples) == (0, 3)
+        stream.go_on.set()
+        feeds.release()
+        assert feeds.get() is None
+        assert (feeds.trailing, feeds.samples) == (4, 7)
+
+
+def test_what_is_left_out_at_the_end_does_not_come_before_feeds_that_nobody_has_taken():
+    """As at a stop of several trainers: in the order of the samples it comes after them, and is read again with them."""
+    ended = threading.Event()
+
+    def batches() -> Iterator[Batch]:
+        yield from sampled((2, 1), (3, 0), (0, 4))
+        ended.set()
+
+    with closing(make_queue(batches(), threads=1)) as feeds:
+        assert feeds.get() is not None
+        assert ended.wait(WAIT_S)
+        feeds.release()
+        with feeds._changed:  # until the thread that has come to the end has said so
+            assert feeds._changed.wait_for(lambda: feeds.samples == 10, WAIT_S)
+        assert feeds.untaken == range(1, 2)
+        assert feeds.trailing == 0
+        assert feeds.get() is not None
+        assert feeds.trailing == 4
+
+
+def test_a_batch_that_is_held_keeps_what_was_left_out_before_it():
+    """At a cut it has no ticket yet: neither it nor what was left out before it has been read, as far as the cut knows."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def batches() -> Iterator[Batch]:
+        first, nothing, second = sampled((2, 0), (0, 6), (3, 1))
+        yield first
+        yield nothing
+        reading.set()
+        assert go_on.wait(WAIT_S)
+        yield second
+
+    with closing(make_queue(batches(), threads=1)) as feeds:
+        assert feeds.get() is not None
+        assert reading.wait(WAIT_S)
+        assert feeds.hold() == 1
+        go_on.set()
+        feeds.release()
+        assert feeds.samples == 2
+        feeds.hold_from(float("inf"))
+        feed = feeds.get()
+        assert feed is not None
+        assert (feed.ticket, feed.batch.dense[0, 0], feed.read, feeds.samples) == (1, 2, 10, 12)
+
+
+def test_a_batch_without_samples_of_which_none_was_left_out_is_refused():
+    """Nobody has said why it is empty."""
+    refusal = pytest.raises(DataError, match=r"a batch of 0 samples has 0 signs and 1 offsets that do not fit")
+    with closing(make_queue(sampled((2, 0), (0, 0)))) as feeds, refusal:
+        drain(feeds)

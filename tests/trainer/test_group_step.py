@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -45,18 +46,28 @@ class Run:
     unsound: int
 
 
-def together(pair: Sequence[Member], config: Config, epochs: Epochs, test: Sequence[list[Batch]] | None = None) -> Run:
+def together(
+    pair: Sequence[Member], config: Config, epochs: Epochs, test: Sequence[list[Batch]] | None = None,
+    valid: Sequence[list[Batch]] | None = None,
+) -> Run:  # fmt: skip
     """A run of all, with shards of their own."""
     with serving(len(pair), config.trainer.in_flight) as shards:
-        calls = start_all(pair, tasks(shards, config, epochs, test))
+        of_each = tasks(shards, config, epochs, test)
+        if valid is not None:
+            of_each = [replace(task, valid=of) for task, of in zip(of_each, valid, strict=True)]
+        calls = start_all(pair, of_each)
         return Run(all_results(pair, calls), shards.rows(), shards.unsound())
 
 
-def alone(member: Member, config: Config, epochs: Epochs, test: Sequence[list[Batch]] | None = None) -> Run:
+def alone(
+    member: Member, config: Config, epochs: Epochs, test: Sequence[list[Batch]] | None = None,
+    valid: Sequence[list[Batch]] | None = None,
+) -> Run:  # fmt: skip
     """What one trainer makes of it."""
-    whole = None if test is None else [batch for of in test for batch in of]
+    whole, whole_valid = (None if of is None else [batch for part in of for batch in part] for of in (test, valid))
     with serving(1, config.trainer.in_flight) as shards:
-        found = member.call(train, Task(config, shards.placement, shards.addresses, joined(epochs), whole))
+        task = Task(config, shards.placement, shards.addresses, joined(epochs), whole, valid=whole_valid)
+        found = member.call(train, task)
         return Run([found], shards.rows(), shards.unsound())
 
 
@@ -121,6 +132,33 @@ def test_two_trainers_are_one_with_twice_the_batch(pair: list[Member], sizes: li
         assert outcome.pushed == len(outcome.tickets) == sum(map(len, epochs[n])), "a push for each batch of its own"
         assert len(outcome.intervals) == len(one.intervals)
         for of_all, of_one in zip([*outcome.intervals, outcome.test], [*one.intervals, one.test], strict=True):
+            assert_of_all(of_all, of_one)
+
+
+def with_two(epochs: Epochs) -> Epochs:
+    """Batches with a second label, and a weight for each sample, some of them 0; in some batches a sample was left out."""
+
+    def second(batch: Batch, k: int) -> Batch:
+        random = np.random.default_rng(k)
+        labels = np.stack([batch.labels, (batch.dense[:, 0] > 0).astype(np.float32)], 1)
+        return replace(batch, labels=labels, weights=random.choice([0.0, 0.5, 3.0], batch.size).astype(np.float32), left_out=k % 2)
+
+    return [[[second(batch, 100 * n + k) for k, batch in enumerate(of)] for of in epochs_of] for n, epochs_of in enumerate(epochs)]
+
+
+def test_with_several_labels_and_weights_two_trainers_are_one_with_twice_the_batch(pair: list[Member]) -> None:
+    """Each sample counts with its weight, whichever trainer has it, and the mean is over all samples of both."""
+    config = make_config(model="shared_bottom")
+    config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, extra_labels=("buy",)))
+    epochs = with_two(epochs_of([[8] * 7, [8] * 4 + [5]]))
+    (test,) = zip(*with_two([[batches_of([8, 3], 70)], [batches_of([8], 71)]]), strict=True)
+    expected, found = alone(pair[0], config, epochs, test), together(pair, config, epochs, test)
+    assert_same(found, expected)
+    assert_bit_equal(found.outcomes)
+    for outcome in found.outcomes:
+        for of_all, of_one in zip(
+            [*outcome.intervals, outcome.test], [*expected.outcomes[0].intervals, expected.outcomes[0].test], strict=True
+        ):
             assert_of_all(of_all, of_one)
 
 

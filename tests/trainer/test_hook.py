@@ -12,6 +12,7 @@ from flowps.status.run_status import RunStatus
 from flowps.trainer import hook as hook_module
 from flowps.trainer.hook import SteadyClock, StepReporter
 from flowps.trainer.metrics import StreamingMetrics
+from flowps.trainer.state import State
 
 SIZE = 4
 LABELS = np.array([0, 1, 0, 1], np.float32)
@@ -32,10 +33,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 class Steps:
     """A reporter and the steps it was told of."""
 
-    def __init__(self, print_interval: int, clock: SimpleNamespace) -> None:
+    def __init__(self, print_interval: int, clock: SimpleNamespace, labels: tuple[str, ...] = ("label",)) -> None:
         self.events: list[Event] = []
         self.clock = clock
-        self.reporter = StepReporter(self.events.append, print_interval)
+        self.reporter = StepReporter(self.events.append, print_interval, labels)
         self.step = 0
 
     def take(self, count: int, seconds: float = 0.01, labels: np.ndarray = LABELS, logits: np.ndarray = LOGITS) -> None:
@@ -141,6 +142,64 @@ def test_slow_steps_report_progress_each(clock: SimpleNamespace):
     steps.reporter.begin_epoch(1)
     steps.take(3, seconds=2.0)
     assert [event.examples_per_s for event in steps.progress] == pytest.approx([SIZE / 2.0] * 3)
+
+
+# --- several labels -----------------------------------------------------------------------------------------------------
+
+BOTH = ("click", "buy")
+TWO_LABELS = np.stack([LABELS, 1 - LABELS], 1)
+TWO_LOGITS = np.stack([LOGITS, LOGITS], 1)
+
+
+def test_an_interval_has_the_figures_of_every_label(clock: SimpleNamespace):
+    """Progress and the epoch go by the first one."""
+    steps, of_first, of_second = Steps(2, clock, BOTH), StreamingMetrics(), StreamingMetrics()
+    steps.reporter.begin_epoch(1)
+    steps.take(2, seconds=0.5, labels=TWO_LABELS, logits=TWO_LOGITS)
+    for _ in range(2):
+        of_first.update(LABELS, LOGITS)
+        of_second.update(1 - LABELS, LOGITS)
+    (interval,) = steps.intervals
+    assert (interval.metrics, interval.more) == (of_first.result(), {"buy": of_second.result()})
+    assert interval.epoch_metrics == of_first.result()
+    assert interval.metrics.auc != interval.more["buy"].auc
+    assert steps.progress[-1].auc == interval.metrics.auc
+
+
+def test_of_one_label_there_are_no_more(clock: SimpleNamespace):
+    steps = Steps(1, clock)
+    steps.reporter.begin_epoch(1)
+    steps.take(1)
+    assert steps.intervals[0].more == {}
+
+
+@pytest.mark.parametrize("labels", [("label",), BOTH], ids=["one", "two"])
+def test_what_was_seen_before_a_cut_is_in_the_next_interval(clock: SimpleNamespace, labels: tuple[str, ...]):
+    """Through the file of a checkpoint: the interval that was under way, and the epoch before it."""
+    given = {} if len(labels) == 1 else {"labels": TWO_LABELS, "logits": TWO_LOGITS}
+    whole, first, again = (Steps(4, clock, labels) for _ in range(3))
+    for steps, count in ((whole, 10), (first, 6)):
+        steps.reporter.begin_epoch(1)
+        steps.take(count, **given)
+    state = State.of_bytes(State(6, 6 * SIZE, 0, 0, first.reporter.state()).to_bytes())
+    again.reporter.begin_epoch(1)
+    again.reporter.restore(state.arrays)
+    again.step = 6
+    again.take(4, **given)
+    for steps in (whole, again):
+        steps.reporter.end_interval(steps.step)
+    assert [event.step for event in again.intervals] == [8, 10]
+    for ours, wanted in zip(again.intervals, whole.intervals[1:], strict=True):
+        assert (ours.metrics, ours.epoch_metrics, ours.more) == (wanted.metrics, wanted.epoch_metrics, wanted.more)
+
+
+def test_restoring_nothing_changes_nothing(clock: SimpleNamespace):
+    """As at the end of an epoch, whose metrics are not kept."""
+    steps = Steps(3, clock, BOTH)
+    steps.reporter.begin_epoch(1)
+    steps.reporter.restore({})
+    steps.take(3, labels=TWO_LABELS, logits=TWO_LOGITS)
+    assert [event.metrics.examples for event in steps.intervals] == [3 * SIZE]
 
 
 # --- steady state -----------------------------------------------------------------------------------------------------

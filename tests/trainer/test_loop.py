@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tensorflow.python.eager import context
 from tensorflow.python.ops import collective_ops
 
 from flowps.batch import Batch, Float32
-from flowps.config import Config, Net, Slot, Status
+from flowps.config import Checkpoint, Config, Net, Slot, Status
 from flowps.config import Trainer as TrainerKnobs
 from flowps.errors import ConfigError, DataError, ModelError, StoppedError
 from flowps.ps.client import PsClient
@@ -29,6 +30,7 @@ from flowps.status.event import Evaluated, Event, Finished, Interval, TrainerSta
 from flowps.status.run_status import RunStatus
 from flowps.trainer.loop import Trained, Trainer, default_feed_threads
 from flowps.trainer.models import ModelSpec
+from flowps.trainer.state import Cut
 from flowps.trainer.step import Step
 from flowps.trainer.surroundings import Surroundings
 
@@ -633,3 +635,114 @@ def build(spec):
             World(train, test).run(make_config(model="flowps_test_model_root:build"))
     finally:
         sys.modules.pop("flowps_test_model_root", None)
+
+
+# --- samples left out, several labels -------------------------------------------------------------------------------------
+
+
+def sampled(counts: Sequence[tuple[int, int]]) -> list[Batch]:
+    """Batches of so many samples, with so many left out."""
+    made = make_batches(len(counts), size=SIZE)
+    return [
+        replace(first(batch, size), left_out=left) for batch, (size, left) in zip(made, counts, strict=True)
+    ]  # fmt: skip
+
+
+def first(batch: Batch, size: int) -> Batch:
+    signs = batch.signs.reshape(SLOTS, batch.size)[:, :size].reshape(-1)
+    return Batch(batch.labels[:size], batch.dense[:size], signs, np.arange(SLOTS * size + 1, dtype=np.int32))
+
+
+COUNTS = [(0, 8), (3, 5), (0, 8), (0, 8), (8, 0), (1, 7), (2, 6), (0, 8), (0, 3)]
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_at_every_cut_what_was_read_is_trained_or_was_left_out(in_flight: int):
+    """Batches of which nothing is left are no steps; their samples are counted with the next step, or with the epoch's end."""
+    world, cuts = World(sampled(COUNTS)), list[Cut]()
+    config = make_config(2, in_flight, checkpoint=Checkpoint(every_steps=1, every_s=0))
+    trained = world.run(config, cut=cuts.append)
+    total = sum(size + left for size, left in COUNTS)
+    assert (trained.finished.steps, trained.finished.examples) == (8, 2 * 14)
+    assert [len(gradient) for _, gradient in world.pushes] == [3, 8, 1, 2] * 2
+    for cut in cuts:
+        assert cut.read == cut.examples + cut.left_out, f"after step {cut.step}"
+        assert cut.read == cut.samples + total * cut.epoch
+    assert cuts[-1].read == 2 * total
+    if in_flight == 1:
+        inside = [(cut.step, cut.samples) for cut in cuts if not cut.epoch]
+        assert inside[:4] == [(1, 16), (2, 40), (3, 48), (4, 56)]
+
+
+def test_an_epoch_of_which_everything_was_left_out_is_no_error():
+    world, cuts = World(sampled([(0, 8), (0, 5)]), make_batches(1)), list[Cut]()
+    trained = world.run(make_config(2), cut=cuts.append)
+    assert (trained.finished.steps, trained.finished.epochs, world.pushes) == (0, 2, [])
+    assert trained.test is not None
+    assert (cuts[-1].read, cuts[-1].left_out, cuts[-1].last) == (26, 26, True)
+
+
+def test_a_stop_leaves_nothing_that_was_read_unaccounted_for():
+    world, cuts = World(sampled(COUNTS * 4)), list[Cut]()
+
+    def push(ticket: int, gradient: Float32, rate_scale: float) -> None:
+        world.push(ticket, gradient, rate_scale)
+        if ticket == 5:
+            world.stop.set()
+
+    assert world.run(make_config(), push=push, cut=cuts.append).finished.stopped
+    (cut,) = cuts
+    assert cut.last
+    assert cut.read == cut.examples + cut.left_out == cut.samples
+    counts = [(size, left) for size, left in COUNTS * 4 if size][: cut.step]
+    assert cut.examples == sum(size for size, _ in counts)
+
+
+def test_a_run_with_several_labels_tells_of_each():
+    spec = replace(SPEC, labels=("click", "buy"))
+
+    def both(batches: Sequence[Batch]) -> list[Batch]:
+        return [replace(b, labels=np.stack([b.labels, (b.dense[:, 0] > 0).astype(np.float32)], 1)) for b in batches]
+
+    world = World(both(make_batches(60, size=32)), both(make_batches(10, seed=1, size=32)))
+    knobs = msgspec.structs.replace(make_config().trainer, learning_rate=0.05)
+    config = msgspec.structs.replace(make_config(3, 1, print_interval=10, model="shared_bottom"), trainer=knobs)
+    trained = world.run(config, spec)
+    assert trained.test is not None
+    (evaluated,) = world.of_kind(Evaluated)
+    assert evaluated.metrics == trained.test
+    test = both(make_batches(10, 1, 32))
+    logits = [np.asarray(trained.model({"embeddings": world.pooled(b), "dense_columns": b.dense})) for b in test]
+    labels = [b.labels for b in test]
+    for k, found in enumerate((evaluated.metrics, evaluated.more["buy"])):
+        scores, wanted = np.concatenate(logits)[:, k], np.concatenate(labels)[:, k]
+        assert found.auc == pytest.approx(roc_auc_score(wanted, scores), abs=1e-3)
+        assert found.prob_mean == pytest.approx(expit(scores).mean(), rel=1e-4)
+        assert found.auc > 0.8
+    assert all(list(interval.more) == ["buy"] for interval in world.of_kind(Interval))
+
+
+def test_a_weight_of_0_trains_nothing():
+    """A batch of such samples is a step, but no row and no weight moves."""
+    batches = [replace(batch, weights=np.zeros(SIZE, np.float32)) for batch in make_batches(3)]
+    world = World(batches)
+    before = world.rows.copy()
+    knobs = msgspec.structs.replace(make_config().trainer, optimizer="sgd")
+    trained = world.run(msgspec.structs.replace(make_config(), trainer=knobs))
+    assert (trained.finished.steps, trained.finished.examples) == (3, 3 * SIZE)
+    np.testing.assert_array_equal(world.rows, before)
+
+
+def test_a_keras_schedule_is_what_pushes_carry():
+    text = (
+        '{"class_name": "PiecewiseConstantDecay", "config": {"boundaries": [1, 3], "values": [1.0, 0.5, 0.25]}}'
+    )  # fmt: skip
+    world, scales = World(make_batches(7)), []
+
+    def push(ticket: int, gradient: Float32, rate_scale: float) -> None:
+        scales.append(rate_scale)
+        world.push(ticket, gradient, rate_scale)
+
+    knobs = msgspec.structs.replace(make_config().trainer, warmup_steps=2, schedule=text)
+    world.run(msgspec.structs.replace(make_config(), trainer=knobs), push=push)
+    assert scales == [0.5, 1, 1, 1, 0.5, 0.5, 0.25]

@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from flowps.batch import Float32
 from flowps.status.event import Metrics
 from flowps.trainer import metrics as metrics_module
-from flowps.trainer.metrics import StreamingMetrics
+from flowps.trainer.metrics import LabelMetrics, StreamingMetrics
 
 N = 100_000
 
@@ -229,3 +229,78 @@ def test_the_auc_is_that_of_all_pairs(pairs: list[tuple[bool, int]]):
         assert found is None
     else:
         assert found == pytest.approx(naive_auc(labels, logits), abs=1e-12)
+
+
+# --- several labels -----------------------------------------------------------------------------------------------------
+
+NAMES = ("click", "buy", "call")
+
+
+def several(n: int = 3_000, seed: int = 0) -> tuple[Float32, Float32]:
+    """Of three labels that are of different difficulty, [n, 3] each."""
+    parts = [sample(scale, shift, n, seed + k) for k, (scale, shift) in enumerate([(1.0, 0.0), (3.0, -2.0), (0.3, 1.0)])]
+    return np.stack([labels for labels, _ in parts], 1), np.stack([logits for _, logits in parts], 1)
+
+
+def of_labels(*parts: tuple[Float32, Float32], names: tuple[str, ...] = NAMES) -> LabelMetrics:
+    metrics = LabelMetrics(names)
+    for labels, logits in parts:
+        metrics.update(labels, logits)
+    return metrics
+
+
+def test_each_label_has_its_own_figures_the_first_ones_first():
+    labels, logits = several()
+    first, more = of_labels((labels, logits)).result()
+    assert list(more) == ["buy", "call"]
+    for k, found in enumerate((first, *more.values())):
+        check(np.ascontiguousarray(labels[:, k]), np.ascontiguousarray(logits[:, k]), found)
+    assert len({found.auc for found in (first, *more.values())}) == 3
+
+
+def test_one_label_is_as_without_it():
+    labels, logits = sample(1.0, n=500)
+    assert of_labels((labels, logits), names=("click",)).result() == (scored((labels, logits)), {})
+
+
+def test_of_several_labels_one_may_be_of_one_class():
+    labels, logits = several(200)
+    labels[:, 1] = 0
+    first, more = of_labels((labels, logits)).result()
+    assert (first.auc is None, more["buy"].auc, more["call"].auc is None) == (False, None, False)
+    assert more["buy"].real_mean == 0
+
+
+@pytest.mark.parametrize("way", ["merge", "state", "arrays"])
+@pytest.mark.parametrize("names", [NAMES, ("click",)], ids=["three", "one"])
+def test_parts_of_several_labels_add_up_to_the_whole(way: str, names: tuple[str, ...]):
+    """As they are merged, summed over trainers, or kept in a checkpoint and gone on with."""
+    labels, logits = several() if len(names) == 3 else sample(1.0, n=3_000)
+    parts = [(labels[:1_000], logits[:1_000]), (labels[1_000:], logits[1_000:])]
+    first, second = of_labels(parts[0], names=names), of_labels(parts[1], names=names)
+    whole = of_labels(*parts, names=names).result()
+    if way == "merge":
+        first.merge(second)
+        found = first
+    elif way == "state":
+        assert len(first.state()) == len(names) * len(StreamingMetrics().state())
+        found = LabelMetrics.of_state(names, first.state() + second.state())
+    else:
+        found = LabelMetrics.of_arrays(names, first.arrays())
+        assert sum(array.nbytes for array in first.arrays().values()) < 200_000, "empty bins are left out"
+        found.update(*parts[1])
+    for ours, wanted in zip((found.result()[0], *found.result()[1].values()), (whole[0], *whole[1].values()), strict=True):
+        assert (ours.examples, ours.auc, ours.real_mean) == (wanted.examples, wanted.auc, wanted.real_mean)
+        assert ours.logloss == pytest.approx(wanted.logloss, rel=1e-12)
+        assert ours.prob_mean == pytest.approx(wanted.prob_mean, rel=1e-12)
+
+
+def test_arrays_of_a_version_that_knew_one_label_are_taken():
+    (before,) = of_parts(sample(1.0, n=100))
+    assert LabelMetrics.of_arrays(("click",), before.arrays()).result() == (before.result(), {})
+
+
+def test_arrays_of_nothing():
+    found = LabelMetrics.of_arrays(NAMES, of_labels().arrays()).result()
+    assert found[0].examples == 0
+    assert [of.auc for of in found[1].values()] == [None, None]

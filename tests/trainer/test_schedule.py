@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
+import keras
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowps.config import Trainer
+from flowps.errors import ConfigError
 from flowps.trainer.schedule import Schedule
 
 DECAYS = ("none", "linear", "cosine")
@@ -110,3 +113,74 @@ def test_it_rises_then_falls_and_stays_in_its_bounds(schedule: Schedule) -> None
     assert max(factors) <= 1.0
     least = 1.0 if schedule.decay == "none" else schedule.decay_to
     assert min(falling) == factors[-1] == least
+
+
+# --- Keras's schedules ------------------------------------------------------------------------------------------------
+
+SCHEDULES = keras.optimizers.schedules
+KERAS = [
+    SCHEDULES.ExponentialDecay(1.0, 10, 0.5, staircase=True),
+    SCHEDULES.PiecewiseConstantDecay([5, 20], [1.0, 0.5, 0.1]),
+    SCHEDULES.PolynomialDecay(1.0, 30, 0.01, power=2.0),
+    SCHEDULES.InverseTimeDecay(1.0, 10, 0.5),
+    SCHEDULES.CosineDecay(0.0, 30, alpha=0.1, warmup_target=1.0, warmup_steps=7),
+    SCHEDULES.CosineDecayRestarts(1.0, 10),
+]
+
+
+def as_json(schedule: SCHEDULES.LearningRateSchedule) -> str:
+    """As the knob takes it: what Keras gives."""
+    return json.dumps(SCHEDULES.serialize(schedule))
+
+
+@pytest.mark.parametrize("schedule", KERAS, ids=lambda schedule: type(schedule).__name__)
+@pytest.mark.parametrize("warmup_steps", [0, 4])
+def test_a_keras_schedule_begins_after_the_warm_up(schedule: SCHEDULES.LearningRateSchedule, warmup_steps: int) -> None:
+    """Its step 0 is the first step with the whole rate."""
+    found = Schedule.of(Trainer(schedule=as_json(schedule), warmup_steps=warmup_steps))
+    assert [found.at(step) for step in range(warmup_steps)] == [(step + 1) / warmup_steps for step in range(warmup_steps)]
+    for step in (0, 1, 5, 6, 29, 30, 1000):
+        assert found.at(warmup_steps + step) == float(schedule(step))
+    assert type(found.at(warmup_steps)) is float
+
+
+def test_a_schedule_written_by_hand() -> None:
+    """Without what serialize adds."""
+    text = '{"class_name": "ExponentialDecay", "config": {"initial_learning_rate": 1.0, "decay_steps": 10, "decay_rate": 0.5}}'
+    found = Schedule.of(Trainer(schedule=text))
+    assert [found.at(step) for step in (0, 10, 20)] == [1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ExponentialDecay", "{", "null", "1.0", "[]", '"ExponentialDecay"', "{}", '{"class_name": "NoSuchDecay", "config": {}}',
+        '{"class_name": "ExponentialDecay", "config": {"initial_learning_rate": 1.0}}',
+        '{"class_name": "ExponentialDecay", "config": {"initial_rate": 1.0, "decay_steps": 10, "decay_rate": 0.5}}',
+        '{"class_name": "Adam", "config": {}}',
+    ],
+)  # fmt: skip
+def test_what_is_no_schedule_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        Schedule.of(Trainer(schedule=text))
+    message = str(refusal.value)
+    assert message.startswith("trainer.schedule: ")
+    assert message.endswith(
+        'expected JSON such as {"class_name": "ExponentialDecay", "config": {"initial_learning_rate": 1.0, ...}}'
+    )
+    assert "\n" not in message
+    assert len(message) < 350
+
+
+@pytest.mark.parametrize("first", [-0.5, math.inf, math.nan])
+def test_a_schedule_that_begins_with_no_factor_is_refused(first: float) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^trainer\.schedule: begins at {first}, expected a factor of the learning rates, at least 0"
+    ):
+        Schedule.of(Trainer(schedule=as_json(SCHEDULES.PiecewiseConstantDecay([5], [first, 1.0]))))
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_a_schedule_beside_a_decay_is_refused(decay: str) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.schedule takes the place of trainer\.decay: leave one of them out"):
+        Schedule.of(Trainer(schedule=as_json(KERAS[0]), decay=decay))

@@ -530,3 +530,155 @@ def test_a_loss_that_is_nan_is_refused_at_once(precision: str):
     with pytest.raises(ModelError, match="the loss became nan"):
         step.train(replace(batch, labels=np.full(8, np.nan, np.float32)), embeddings)
     assert step.spoiled
+
+
+# --- weights of samples, several labels -------------------------------------------------------------------------------
+
+SEVERAL = ModelSpec.of(["a", "b"], [2, 2], 3, (5,), labels=("click", "buy"))
+WEIGHTS = np.array([0, 1, 0.5, 3, 0, 2, 1, 0.25], np.float32)
+
+
+def weighted(batch: Batch, weights: Float32 = WEIGHTS) -> Batch:
+    return replace(batch, weights=weights)
+
+
+def make_several(size: int = 8, seed: int = 0) -> tuple[Batch, Float32]:
+    """With two labels for each sample."""
+    batch, embeddings = make(size, SEVERAL, seed)
+    return replace(batch, labels=np.random.default_rng(seed + 50).integers(0, 2, (size, 2)).astype(np.float32)), embeddings
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "XLA"])
+def test_a_weighted_loss_is_the_one_keras_compiles(jit: bool):
+    """The mean of weight times cross-entropy, over all samples: not over the sum of the weights."""
+    step = make_step(rate=0.1, jit=jit)
+    twin = build("dnn", SPEC)
+    twin.set_weights(step.model.get_weights())
+    twin.compile(keras.optimizers.SGD(0.1), keras.losses.BinaryCrossentropy(from_logits=True))
+    for seed in range(2):
+        batch, embeddings = make(seed=seed)
+        found, _, _ = step.train(weighted(batch), embeddings)
+        inputs = {"embeddings": embeddings, "dense_columns": batch.dense}
+        loss = twin.train_on_batch(inputs, batch.labels[:, None], sample_weight=WEIGHTS)
+        assert found == pytest.approx(float(np.asarray(loss).reshape(-1)[0]), rel=1e-5)
+        for weight, expected in zip(step.model.get_weights(), twin.get_weights(), strict=True):
+            np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_an_embedding_is_weighted_with_its_sample():
+    batch, embeddings = make()
+    plain, found = make_step(), make_step()
+    loss, logits, gradient = plain.train(batch, embeddings)
+    weighted_loss, same, of_weighted = found.train(weighted(batch), embeddings)
+    np.testing.assert_array_equal(logits, same)
+    np.testing.assert_allclose(of_weighted, np.asarray(gradient) * WEIGHTS[:, None], rtol=1e-5, atol=1e-8)
+    entropy = np.logaddexp(0, logits.astype(np.float64)) - logits * batch.labels
+    assert weighted_loss == pytest.approx(float((entropy * WEIGHTS).mean()), rel=1e-5)
+    assert loss == pytest.approx(float(entropy.mean()), rel=1e-5)
+
+
+def test_a_sample_of_weight_0_is_as_if_it_were_not_there_but_for_the_divisor():
+    batch, embeddings = make()
+    there = WEIGHTS > 0
+    few = Batch(
+        batch.labels[there], batch.dense[there], batch.signs, np.zeros(2 * there.sum() + 1, np.int32), weights=WEIGHTS[there]
+    )
+    all_of, some_of = make_step(), make_step()
+    share = np.float32(there.mean())
+    loss, _, gradient = all_of.train(weighted(batch), embeddings)
+    few_loss, _, of_few = some_of.train(few, np.ascontiguousarray(embeddings[there]), float(share))
+    assert loss == pytest.approx(few_loss * share, rel=1e-5)
+    np.testing.assert_allclose(np.asarray(gradient)[there], np.asarray(of_few) * share, rtol=1e-4, atol=1e-8)
+    assert not np.asarray(gradient)[~there].any()
+    for weight, expected in zip(all_of.model.get_weights(), some_of.model.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", [np.ones(8, np.float32), np.full(8, 2, np.float32)], ids=["1", "2"])
+def test_weights_that_are_all_alike_scale_the_loss(weights: Float32):
+    batch, embeddings = make()
+    (loss, _, gradient), (other, _, of_other) = (
+        make_step().train(batch, embeddings),
+        make_step().train(weighted(batch, weights), embeddings),
+    )
+    assert other == pytest.approx(loss * weights[0], rel=1e-6)
+    np.testing.assert_allclose(of_other, np.asarray(gradient) * weights[0], rtol=1e-5, atol=1e-9)
+
+
+def test_batches_with_and_without_weights_share_a_trace():
+    step = make_step()
+    batch, embeddings = make()
+    for given in (batch, weighted(batch), batch):
+        step.train(given, embeddings)
+    assert step._train.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "jit"), [(None, False), (WEIGHTS, False), (WEIGHTS, True)], ids=["all alike", "weighted", "weighted, XLA"]
+)
+def test_the_loss_of_several_labels_is_the_sum_of_theirs(weights: Float32 | None, jit: bool):
+    step = make_step("mmoe", spec=SEVERAL, jit=jit)
+    twin = build("mmoe", SEVERAL)
+    twin.set_weights(step.model.get_weights())
+    optimizer = keras.optimizers.SGD(0.1)
+    for seed in range(2):
+        batch, embeddings = make_several(seed=seed)
+        found, found_logits, found_gradient = step.train(replace(batch, weights=weights), embeddings)
+        pooled = tf.Variable(embeddings)
+        with tf.GradientTape() as tape:
+            logits = twin({"embeddings": pooled, "dense_columns": tf.constant(batch.dense)})
+            p = tf.sigmoid(logits)
+            each = -(batch.labels * tf.math.log(p) + (1 - batch.labels) * tf.math.log(1 - p))
+            of_sample = each[:, 0] + each[:, 1]
+            loss = tf.reduce_mean(of_sample if weights is None else of_sample * weights)
+        gradient, *gradients = tape.gradient(loss, [pooled, *twin.trainable_variables])
+        optimizer.apply(gradients, twin.trainable_variables)
+        assert found == pytest.approx(float(loss), rel=1e-5)
+        assert (found_logits.dtype, found_logits.shape) == (np.float32, (8, 2))
+        np.testing.assert_allclose(found_logits, logits, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found_gradient, gradient, rtol=1e-4, atol=1e-6)
+        for weight, expected in zip(step.model.get_weights(), twin.get_weights(), strict=True):
+            np.testing.assert_allclose(weight, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_nan_in_one_of_several_labels_is_refused():
+    batch, embeddings = make_several()
+    batch.labels[3, 1] = np.nan
+    step = make_step("shared_bottom", spec=SEVERAL)
+    with pytest.raises(ModelError, match="the loss became nan"):
+        step.train(batch, embeddings)
+    assert step.spoiled
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaling", [False, True], ids=["plain", "loss scaling"])
+@pytest.mark.parametrize("name", ["clipnorm", "global_clipnorm", "clipvalue"])
+def test_dense_gradients_are_clipped_as_keras_clips_them(name: str, scaling: bool):
+    """Not those of the embeddings: rows have clips of their own. With loss scaling, what is clipped is not scaled."""
+    bound, (batch, embeddings) = 0.02, make()
+    model = build("dnn", SPEC, seed=1)
+    before = [np.asarray(v).copy() for v in model.trainable_variables]
+    plain = Step(build("dnn", SPEC, seed=1), SPEC, "sgd", 1.0, False)
+    _, _, expected_gradient = plain.train(batch, embeddings)
+    gradients = [b - np.asarray(v) for b, v in zip(before, plain.model.trainable_variables, strict=True)]
+    norms = [np.linalg.norm(g) for g in gradients]
+    assert max(norms) > 2 * bound, "there is something to clip"
+    match name:
+        case "clipnorm":
+            clipped = [g * min(1, bound / norm) if norm else g for g, norm in zip(gradients, norms, strict=True)]
+        case "global_clipnorm":
+            clipped = [g * min(1, bound / np.linalg.norm(norms)) for g in gradients]
+        case _:
+            clipped = [np.clip(g, -bound, bound) for g in gradients]
+    step = Step(model, SPEC, "sgd", 1.0, False, scaling, clips={name: bound})
+    _, _, gradient = step.train(batch, embeddings)
+    for then, now, wanted in zip(before, model.trainable_variables, clipped, strict=True):
+        np.testing.assert_allclose(then - np.asarray(now), wanted, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_two_clips_at_once_are_refused():
+    with pytest.raises(ConfigError, match=r"^trainer\.clip_norm, trainer\.clip_global_norm and .*: found 2 of them, .*; keep one$"):
+        Step(build("dnn", SPEC), SPEC, "sgd", 0.1, False, clips={"clipnorm": 1.0, "clipvalue": 1.0})

@@ -7,6 +7,8 @@ The embedding weights are left behind: rows live in the shards, and begin as the
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import keras
@@ -23,15 +25,20 @@ def from_keras(model: keras.Model) -> Callable[[ModelSpec], keras.Model]:
     the dense column of its name, or, if it is the only one, all dense columns. A sigmoid at the end is left out: flowps trains on
     logits. A layer that several inputs share is shared no more: every slot has rows of its own.
 
-    Raises ModelError for a model that is not functional, has no `Embedding` layer, or uses an input in two ways.
+    Raises ModelError for a model that is not functional, has several outputs, has no `Embedding` layer or one that is not right
+    behind an input, or uses an input in two ways.
     """
-    if not hasattr(model, "operations") or not isinstance(model.inputs, list):
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    if not hasattr(graph, "operations") or not isinstance(graph.inputs, list):
         raise ModelError(
             f"{type(model).__name__} {model.name!r} has no graph of layers; give a functional or Sequential model that is built, "
             "or a function from a ModelSpec to a keras.Model"
         )
-    if isinstance(model, keras.Sequential):
-        model = keras.Model(model.inputs, model.outputs, name=model.name)
+    if len(graph.outputs) != 1:
+        raise ModelError(
+            f"model {model.name!r} has {len(graph.outputs)} outputs, expected one, with a logit for each label: concatenate them"
+        )
+    model = keras.Model(graph.inputs, graph.outputs, name=model.name)  # inputs in a list, however they were given
     return _Converted(model, _embeddings(model))
 
 
@@ -51,7 +58,7 @@ class _Converted:
 
     def __call__(self, spec: ModelSpec) -> keras.Model:
         """The model for `spec`. Raises ModelError where slots and dense columns do not fit its inputs."""
-        original = keras.saving.deserialize_keras_object(self._config)
+        original = keras.saving.deserialize_keras_object(deepcopy(self._config))  # it is taken apart
         for layer in original.layers:
             if layer.name in self._weights:
                 layer.set_weights(self._weights[layer.name])
@@ -71,14 +78,36 @@ class _Converted:
                 f"model {original.name!r} has no input for the slots {', '.join(left_out[:5])}; its inputs are "
                 f"{', '.join(self._input_names)}: leave the columns out with data.exclude"
             )
-        given = keras.tree.pack_sequence_as(original.input, [found[name] for name in self._input_names])
-        last = original.outputs[0]._keras_history.operation
+        given = [found[name] for name in self._input_names]
+        masking = {of.name: keras.layers.Masking(name=of.name) for of in original.layers if getattr(of, "mask_zero", False)}
+        last = _last(original)
 
         core = keras.models.clone_model(
-            original, input_tensors=given, clone_function=lambda layer: _without_sigmoid(layer, layer is last), call_function=_call
-        )
+            original, input_tensors=given, clone_function=lambda layer: _without_sigmoid(layer, layer is last),
+            call_function=partial(self._call, last, masking),
+        )  # fmt: skip
         outputs = core(given)
         return keras.Model(inputs, keras.tree.flatten(outputs)[0], name=original.name)
+
+    def _call(
+        self, last: keras.Operation, masking: dict[str, keras.Layer], operation: keras.Operation, *arguments: Any, **keywords: Any
+    ) -> Any:  # fmt: skip
+        """Where ids have become vectors already: what an operation of the original makes of its inputs.
+
+        masking   what stands for Embedding layers with mask_zero. Padding is all zeros, as no row stays that was ever trained
+        """
+        if operation.name in self._embeddings.values():
+            return masking[operation.name](arguments[0]) if operation.name in masking else arguments[0]
+        if operation is last and type(operation).__name__ == "Sigmoid":
+            return arguments[0]
+        source = operation._inbound_nodes[0] if operation._inbound_nodes else None  # of the original: later ones are of this call
+        if source is not None and _is_mask(source) and source.input_tensors[0].name in self._embeddings:
+            return keras.ops.any(keras.ops.not_equal(arguments[0], 0.0), axis=-1)
+        mask = keywords.get("mask")
+        if isinstance(operation, keras.layers.GlobalAveragePooling1D) and mask is not None:
+            # Keras divides by the number of vectors: those of an empty list, all zeros, are counted instead.
+            keywords["mask"] = keras.ops.logical_or(mask, keras.ops.logical_not(keras.ops.any(mask, axis=-1, keepdims=True)))
+        return operation(*arguments, **keywords)
 
 
 def _embeddings(model: keras.Model) -> dict[str, str]:
@@ -88,7 +117,7 @@ def _embeddings(model: keras.Model) -> dict[str, str]:
     for operation in model.operations:
         for node in operation._inbound_nodes:
             for tensor in node.input_tensors:
-                if tensor.name not in inputs or isinstance(operation, keras.layers.InputLayer) or _is_mask(operation):
+                if tensor.name not in inputs or isinstance(operation, keras.layers.InputLayer) or _is_mask(node):
                     continue
                 name = operation.name if isinstance(operation, keras.layers.Embedding) else ""
                 if found.setdefault(tensor.name, name) != name:
@@ -97,6 +126,12 @@ def _embeddings(model: keras.Model) -> dict[str, str]:
                         f"{name or operation.name}; a slot has one vector: give each an input, and a column, of its own"
                     )
     found = {name: layer for name, layer in found.items() if layer}
+    left = [of.name for of in model.operations if isinstance(of, keras.layers.Embedding) and of.name not in found.values()]
+    if left:
+        raise ModelError(
+            f"model {model.name!r}: Embedding {left[0]!r} is not right behind an input, so no column has its ids; let an input of "
+            "its own go into it"
+        )
     if not found:
         raise ModelError(f"model {model.name!r} has no Embedding layer right behind an input: there is nothing to replace by slots")
     return found
@@ -144,8 +179,8 @@ def _dense_of(tensor: Any, spec: ModelSpec, inputs: dict[str, Any], is_only: boo
         at = spec.dense_names.index(tensor.name)
         column = inputs["dense_columns"][:, at : at + 1]
         return column if len(tensor.shape) > 1 else keras.layers.Reshape(())(column)
-    if is_only and width == spec.dense_width and width:
-        return inputs["dense_columns"]
+    if is_only and width == spec.dense_width and width and len(tensor.shape) <= 2:
+        return inputs["dense_columns"] if len(tensor.shape) > 1 else keras.layers.Reshape(())(inputs["dense_columns"])
     raise ModelError(
         f"input {tensor.name!r} of shape {tuple(tensor.shape[1:])} goes into no Embedding layer, and is no dense column: those are "
         f"{', '.join(spec.dense_names) or 'none'}; name it as one (data.dense), of shape (1,), or let it be the only one, of shape "
@@ -153,18 +188,18 @@ def _dense_of(tensor: Any, spec: ModelSpec, inputs: dict[str, Any], is_only: boo
     )
 
 
-def _call(operation: keras.Operation, *arguments: Any, **keywords: Any) -> Any:
-    """Where ids have become vectors already: what an operation of the original makes of its inputs."""
-    if isinstance(operation, keras.layers.Embedding):
-        return arguments[0]
-    if _is_mask(operation) and len(arguments[0].shape) == 3:  # padding is all zeros, as no row stays that was ever trained
-        return keras.ops.any(keras.ops.not_equal(arguments[0], 0.0), axis=-1)
-    return operation(*arguments, **keywords)
+def _is_mask(node: Any) -> bool:
+    """Whether it is what `mask_zero` adds to the graph beside an Embedding layer: x != 0."""
+    given = node.arguments.args
+    return type(node.operation).__name__ == "NotEqual" and len(given) == 2 and isinstance(given[1], int) and given[1] == 0
 
 
-def _is_mask(operation: keras.Operation) -> bool:
-    """Whether it is what `mask_zero` adds to the graph beside an Embedding layer."""
-    return type(operation).__name__ == "NotEqual"
+def _last(model: keras.Model) -> keras.Operation:
+    """The operation that makes the output, but for its shape."""
+    history = model.outputs[0]._keras_history
+    while type(history.operation).__name__ in ("Reshape", "Flatten", "Squeeze", "ExpandDims"):
+        history = history.operation._inbound_nodes[history.node_index].input_tensors[0]._keras_history
+    return history.operation
 
 
 def _without_sigmoid(layer: keras.Layer, is_last: bool) -> keras.Layer:
