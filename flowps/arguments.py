@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flowps.config import Config, Slot, SlotDefault
-from flowps.errors import ConfigError, FlowpsError
+from flowps.errors import ConfigError, FlowpsError, StoppedError
 from flowps.knob import Knob, closest, knobs, load, slot_knob
 from flowps.version import __version__
 
@@ -72,9 +72,9 @@ class CommandParser(_Parser):
         taken = {knob.path: knob for knob in knobs() if self._wanted(knob.path)}
         self.usage = f"{self._command} {' '.join(map(_use, self._actions[2:]))} [--section.key value ...]"
         _add_knobs(self, taken.values())
-        found, unknown = self.parse_known_args(_joined([_underscored(arg) for arg in argv]))
+        found, unknown = self.parse_known_intermixed_args(_joined([_underscored(arg) for arg in argv]))
         if unknown:
-            name = unknown[0].split("=")[0]
+            name = next((arg for arg in unknown if arg.startswith("-")), unknown[0]).split("=")[0]
             all_knobs = {knob.path for knob in knobs()}
             if name[2:] in all_knobs or name.startswith("--slot."):
                 raise ConfigError(f"{name}: belongs to the trained model, and cannot be other than in the run")
@@ -93,6 +93,9 @@ def run_command(work: Callable[[], object]) -> int:
     except FlowpsError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return StoppedError.exit_code
     return 0
 
 

@@ -132,6 +132,10 @@ def from_mapping(tree: Mapping[str, Any]) -> Config:
             return [copied(inner, "") for inner in value]
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
+    for key in tree:
+        section, dot, name = str(key).partition(".")
+        if dot:
+            raise ConfigError(f"{key}: no such knob; write nested mappings, as in {{{section!r}: {{{name!r}: …}}}}")
     return _checked(copied(tree, ""))
 
 

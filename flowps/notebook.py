@@ -18,7 +18,7 @@ from flowps.config import Config
 from flowps.errors import RunDirError
 from flowps.evaluate import evaluate
 from flowps.export import export
-from flowps.knob import from_mapping
+from flowps.knob import from_mapping, load
 from flowps.predict import predict
 from flowps.quality import Quality
 from flowps.run_record import RunRecord, read_run
@@ -59,10 +59,8 @@ class Trainer:
     @classmethod
     def load(cls, run_dir: str | Path, console: Console | None = None) -> Trainer:
         """The run in a directory, to evaluate, predict or export it. Raises RunDirError where there is none."""
-        record = read_run(Path(run_dir))
-        trainer = cls({"run_dir": str(record.path)}, console=console)
-        trainer._run_dir = record.path
-        return trainer
+        path = read_run(Path(run_dir)).path
+        return cls(msgspec.structs.replace(load(path / "config.toml"), run_dir=str(path)), console=console)
 
     @property
     def run_dir(self) -> Path:
@@ -79,6 +77,8 @@ class Trainer:
     def fit(self, resume: bool = False) -> Result:
         """Train. `resume`: go on from the newest checkpoint. Raises FlowpsError for everything that a user can mend."""
         config = msgspec.structs.replace(self.config, resume=resume or self.config.resume)
+        if resume and not config.run_dir and self._run_dir is not None:
+            config = msgspec.structs.replace(config, run_dir=str(self._run_dir))
         result = train(config, self._console, model=self._model)
         self._run_dir = Path(result.run_dir)
         return result

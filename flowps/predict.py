@@ -10,6 +10,7 @@ Exit status: 0 predicted, 2 bad arguments, 1 bad data, no such run, or a failure
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -41,9 +42,11 @@ def predict(
     """
     console = console or PlainConsole()
     say = partial(console.print, soft_wrap=True)
-    files = run.files(data, columns)
+    columns = tuple(dict.fromkeys(columns))
+    files = run.files(data, columns, labelled=False)
     schema = run.schema_for(files, labelled=False)
-    folder = PredictionFolder(out, run.resume.last.name, schema.labels, tuple(columns), run.config.data.partition_rows)
+    url = out if "://" in out else os.path.abspath(out)  # workers have working directories of their own
+    folder = PredictionFolder(url, run.resume.last.name, schema.labels, columns, run.config.data.partition_rows)
     left = folder.prepare(files, overwrite)
     samples = sum(file.num_rows for file in left)
     there = f"; {len(files) - len(left)} file(s) are there already" if len(left) < len(files) else ""

@@ -172,7 +172,7 @@ def name_of(function: Callable[[Any], Any]) -> str:
     """How a function can be named in a run's config: "module:function" if it can be imported by that."""
     module, name = getattr(function, "__module__", ""), getattr(function, "__name__", type(function).__name__)
     importable = module not in ("", "__main__") and getattr(sys.modules.get(module), name, None) is function
-    return f"{module}:{name}" if importable else f"{name} (a function)"
+    return f"{module}:{name}" if importable else f"{name.replace(':', '_')} (a function)"
 
 
 class _Command(ModuleType):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flowps.arguments import parse
+from flowps.arguments import CommandParser, parse, run_command
 from flowps.config import Config
-from flowps.errors import ConfigError
+from flowps.errors import ConfigError, DataError
 from flowps.knob import knobs, load
 from flowps.version import __version__
 
@@ -215,3 +215,101 @@ def test_version_prints_it(capsys: pytest.CaptureFixture[str]):
         run("--version")
     assert exit_.value.code == 0
     assert capsys.readouterr().out.strip() == f"flowps {__version__}"
+
+
+# --- commands that take up a run --------------------------------------------------------------------------------------
+
+
+def command_parser() -> CommandParser:
+    """With arguments of all kinds, and the knobs of the cluster."""
+    parser = CommandParser("python -m flowps.score", "Scores.", lambda knob: knob.startswith(("cluster.", "ps.")))
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("data", nargs="+", metavar="DATA")
+    parser.add_argument("out", metavar="OUT")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="COLUMN")
+    parser.add_argument("--overwrite", action="store_true")
+    return parser
+
+
+def refusal_of_command(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        command_parser().parse(argv)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("R", "a", "b", "O", "--overwrite", "--columns", "x", "y"), ("R", "a", "b", "--overwrite", "O", "--columns", "x", "y"),
+        ("R", "--overwrite", "a", "b", "O", "--columns", "x", "y"), ("--columns", "x", "y", "--overwrite", "R", "a", "b", "O"),
+        ("R", "a", "--overwrite", "b", "O", "--columns", "x", "y"),
+    ],
+)  # fmt: skip
+def test_options_may_stand_between_the_arguments(argv: tuple[str, ...]):
+    found, overrides = command_parser().parse(argv)
+    assert (found.run, found.data, found.out) == (Path("R"), ["a", "b"], "O")
+    assert (found.columns, found.overwrite, overrides) == (["x", "y"], True, [])
+
+
+def test_a_command_takes_the_knobs_that_it_wants():
+    words = (
+        "R",
+        "a",
+        "O",
+        "--ps.num-shards",
+        "2",
+        "--cluster.dashboard=",
+        "--cluster.connect_timeout_s",
+        "1e1",
+        "--cluster.insecure",
+    )
+    found, overrides = command_parser().parse(words)
+    assert found.columns == []
+    config = load(None, overrides)
+    assert (config.ps.num_shards, config.cluster.dashboard) == (2, "")
+    assert (config.cluster.connect_timeout_s, config.cluster.insecure) == (10.0, True)
+
+
+def test_what_a_command_does_not_take_is_refused():
+    assert refusal_of_command("R", "a", "O", "--model", "lr") == (
+        "--model: belongs to the trained model, and cannot be other than in the run"
+    )
+    assert refusal_of_command("R", "a", "O", "--slot.user.dim=3").startswith("--slot.user.dim: belongs to the trained model")
+    assert refusal_of_command("R", "a", "O", "--colums", "x") == "--colums: no such option; did you mean --columns?"
+    assert refusal_of_command("R", "a", "O", "--cluster.mod", "x").startswith("--cluster.mod: no such option; did you mean")
+    assert "required: OUT" in refusal_of_command("R", "a")
+    assert "required: RUN, DATA, OUT" in refusal_of_command()
+    assert "expected at least one argument" in refusal_of_command("R", "a", "O", "--columns")
+    with pytest.raises(ConfigError, match=r"ps\.num_shards"):
+        load(None, command_parser().parse(("R", "a", "O", "--ps.num_shards", "-1"))[1])
+
+
+def test_a_commands_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        command_parser().parse(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    usage = "RUN DATA [DATA ...] OUT [--columns COLUMN [COLUMN ...]] [--overwrite] [--section.key value ...]"
+    assert said.splitlines()[0] == f"usage: python -m flowps.score {usage}"
+    assert "--ps.num_shards N" in said
+    assert "--data.batch_size" not in said
+    with pytest.raises(SystemExit):
+        command_parser().parse(["--version"])
+    assert capsys.readouterr().out == f"flowps {__version__}\n"
+
+
+def test_how_a_command_ends(capsys: pytest.CaptureFixture[str]):
+    def fails(error: BaseException) -> int:
+        def work() -> None:
+            raise error
+
+        return run_command(work)
+
+    assert run_command(lambda: 3) == 0
+    assert fails(DataError("a\n  b")) == 1
+    assert fails(ConfigError("c")) == 2
+    assert fails(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "error: a b\nerror: c\nerror: interrupted\n"
+    with pytest.raises(ZeroDivisionError):
+        fails(ZeroDivisionError())

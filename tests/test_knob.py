@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flowps.config import Config, Slot, SlotDefault
 from flowps.errors import ConfigError
-from flowps.knob import closest, dump, knobs, load, slot_knob
+from flowps.knob import closest, dump, from_mapping, knobs, load, slot_knob
 
 KNOBS = {knob.path: knob for knob in knobs()}
 FLOAT_KNOBS = sorted(path for path, knob in KNOBS.items() if type(knob.default) is float)
@@ -489,3 +489,80 @@ def test_dump_writes_every_knob():
     for knob in KNOBS.values():
         key = knob.path.rpartition(".")[2]
         assert f"\n{key} = " in f"\n{text}", f"{knob.path} is missing"
+
+
+# --- nested mappings --------------------------------------------------------------------------------------------------
+
+
+def refusal_of(tree: dict[str, Any]) -> str:
+    """The message with which `from_mapping` refuses."""
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(tree)
+    return str(caught.value)
+
+
+def test_mappings_say_what_a_file_says(write):
+    toml = (
+        'model = "deepfm"\nepochs = 3\n[data]\ntrain = ["a", "b"]\nlog1p = true\n[slot_default]\ndim = 8\n[net]\nhidden = [4, 2]\n'
+        '[[slot]]\nname = "user"\ndim = 32\n[[slot]]\nname = "tags"\npooling = "mean"\n'
+    )
+    tree = {
+        "model": "deepfm", "epochs": 3, "data": {"train": ("a", "b"), "log1p": True}, "slot_default": {"dim": 8},
+        "net": {"hidden": (4, 2)}, "slot": ({"name": "user", "dim": 32}, {"name": "tags", "pooling": "mean"}),
+    }  # fmt: skip
+    assert from_mapping(tree) == load(write(toml))
+    assert [slot.dim for slot in from_mapping(tree).slot] == [32, 8]
+    assert from_mapping(typing.cast("dict[str, Any]", msgspec.to_builtins(load(write(toml))))) == load(write(toml))
+    assert from_mapping({}) == Config()
+
+
+def test_one_value_may_stand_for_a_list_of_one_and_a_path_for_its_name():
+    found = from_mapping(
+        {"run_dir": Path("runs/a"), "data": {"train": "clicks/*.parquet", "test": Path("t.parquet"), "dense": ["a", "b"]},
+         "net": {"hidden": 16}}
+    )  # fmt: skip
+    assert found.run_dir == "runs/a"
+    assert (found.data.train, found.data.test, found.data.dense) == (("clicks/*.parquet",), ("t.parquet",), ("a", "b"))
+    assert found.net.hidden == (16,)
+    assert from_mapping({"data": {"train": [Path("a"), "b"]}}).data.train == ("a", "b")
+
+
+@pytest.mark.parametrize("path", LIST_KNOBS)
+def test_every_list_takes_one_value(path: str):
+    section, _, key = path.rpartition(".")
+    value = 3 if KNOBS[path].default and isinstance(KNOBS[path].default[0], int) else "x"
+    if typing.get_args(_bare_type(path))[0] is not str:
+        value = 3
+    one, several = ({section: {key: found}} if section else {key: found} for found in (value, [value]))
+    assert from_mapping(one) == from_mapping(several)
+    assert from_mapping(one) != Config()
+
+
+def _bare_type(path: str) -> Any:
+    """Of a knob, without annotations."""
+    found = KNOBS[path].type
+    while get_origin(found) is Annotated:
+        found = get_args(found)[0]
+    return found
+
+
+def test_what_was_given_is_left_as_it_was():
+    tree = {"data": {"train": "a"}, "slot_default": {"dim": 8}, "slot": [{"name": "user"}]}
+    from_mapping(tree)
+    assert tree == {"data": {"train": "a"}, "slot_default": {"dim": 8}, "slot": [{"name": "user"}]}
+
+
+def test_wrong_mappings_are_refused_as_a_file_is():
+    assert refusal_of({"epoch": 3}).startswith("epoch: no such knob; did you mean epochs")
+    assert "trainer.in_flight: expected int, found '2'" in refusal_of({"trainer": {"in_flight": "2"}})
+    assert refusal_of({"trainer": 3}).startswith("trainer: expected a table, found 3")
+    assert "data.train[0]: expected str, found 3" in refusal_of({"data": {"train": 3}})
+    assert "slot[0].dim: expected int >= 1" in refusal_of({"slot": [{"name": "a", "dim": 0}]}).replace("`", "")
+    assert "2 entries are named 'a'" in refusal_of({"slot": [{"name": "a"}, {"name": "a"}]})
+
+
+def test_a_path_in_one_string_is_refused_with_what_to_write():
+    assert "data.batch_size: no such knob; write nested mappings, as in {'data': {'batch_size': …}}" in refusal_of(
+        {"data.batch_size": 3}
+    )
+    assert "{'data': {'train': …}}" in refusal_of({"data.train": "x"})

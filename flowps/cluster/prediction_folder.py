@@ -73,7 +73,10 @@ class PredictionFolder:
                     "--overwrite"
                 )
             if differs:
-                fs.rm_file(f"{root}/{names[file.url]}")
+                try:
+                    fs.rm_file(f"{root}/{names[file.url]}")
+                except Exception as error:
+                    raise OutputError(f"{self.url}: {names[file.url]} cannot be replaced: {_said(error)}") from None
         for file in self.missing(files):
             if not file.num_rows:
                 self._put_empty(file, names[file.url])
