@@ -41,6 +41,13 @@ figures           what a role, or a process, has measured of itself until a mome
 verdict           which stage bounds the run, the evidence, and what to change
 span, trace       one time of a stage with its two ends and its thread; all of them of some batches
 glance            what the dashboard page shows of a run at one moment
+task, label       what is learned from a label column: a logit of its own, a figure of its own
+model spec        what a dense model is built from: its slots, dense columns and labels, and the knobs `net.*`
+evaluation        the model on data that it does not train on; the best one may be what a run ends with
+tally, quality    what scored samples add up to, and the figures that come of it: AUC, logloss, calibration, by slice, by group
+scorer            what gives predictions without training: a Dask task over a checkpoint, or rows in Python over a bundle
+sink              where a scorer puts predictions: a tally, or a folder of files
+bundle            what is exported of a run for serving: versions of model, rows, schema and hash, of which one is live
 knob              one setting of a run: unit, default and range are in `config`
 plan              all that is decided before a role starts
 run directory     what a run leaves on disk

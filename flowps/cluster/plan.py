@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowps.cluster.assign import Assignment
@@ -137,8 +137,11 @@ def _evaluated(sources: Sequence[str], knob: str, config: Config, schema: Schema
     """The files that are evaluated on; they have the columns of those that are trained on."""
     if not sources:
         return []
-    files = list_files(sources, knob, config.data.exclude)
-    check_same(schema.types, files[0].columns, schema.columns, files[0].url, train_url)
+    # Not the weights of samples: every sample counts once.
+    exclude = [*config.data.exclude, *([config.data.sample_weight] if config.data.sample_weight else [])]
+    files = list_files(sources, knob, exclude)
+    needed = [*schema.labels, *schema.features]
+    check_same(schema.types, files[0].columns, needed, files[0].url, train_url)
     return files
 
 
@@ -173,6 +176,7 @@ def _check_group(config: Config, assignment: Assignment) -> None:
 def _read_spec(config: Config, schema: Schema, training: bool) -> ReadSpec:
     data = config.data
     negative_rate = data.negative_rate if training else 1.0
+    schema = schema if training else replace(schema, sample_weight="")  # every sample counts once
     return ReadSpec(
         schema, Dense(data.dense_fill, data.log1p), data.batch_size, data.shuffle and training, config.seed, negative_rate
     )

@@ -166,8 +166,12 @@ def check_fits(resume: Resume, config: Config, schema: Schema) -> None:
 
 
 def settings_of(config: Config) -> dict[str, object]:
-    """What must stay as it is for the rest of a run: what is drawn, and in which order samples are read."""
-    return {"seed": config.seed, "data.shuffle": config.data.shuffle, "data.partition_rows": config.data.partition_rows}
+    """What must stay as it is for the rest of a run: what is drawn, which samples are read, and in which order."""
+    data = config.data
+    return {
+        "seed": config.seed, "data.shuffle": data.shuffle, "data.partition_rows": data.partition_rows,
+        "data.negative_rate": data.negative_rate,
+    }  # fmt: skip
 
 
 def left_of(order: Iterable[Partition], ledger: Ledger) -> Iterator[Partition]:

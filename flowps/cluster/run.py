@@ -110,13 +110,15 @@ def run(
     _publish(Remark(f"the best evaluation was at {_where(best)}: the run ends with its rows and weights"), subscribers)
     ledger = _without(result.ledger, best.ledger)
     plan = plan if start.again is None else start.again(best)
+    saves_to = start.saves_to
     start = replace(start, saves_to="", resume=best, replace=None)
     again = _attempts(client, plan, run_dir, subscribers, interrupted, start, result.finished)
     there = again.placement.loads
     loads = {name: msgspec.structs.replace(load, rows=there[name].rows) for name, load in result.placement.loads.items()}
     placement = msgspec.structs.replace(result.placement, loads=loads)
+    where = best.last.name if best.url == saves_to else f"{best.url}/{best.last.name}"
     run_dir.place(placement)
-    return replace(again, ledger=ledger, placement=placement, tables=result.tables, checkpoint=best.last.name)
+    return replace(again, ledger=ledger, placement=placement, tables=result.tables, checkpoint=where)
 
 
 def _attempts(

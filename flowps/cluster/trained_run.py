@@ -101,7 +101,7 @@ def open_run(
 ) -> TrainedRun:  # fmt: skip
     """The run in `path`, with knobs that are to be other than in training.
 
-    checkpoint   its name, or "": the one that the run ended with, or of a run that has not ended the newest that is sound
+    checkpoint   its name, or path, or "": the one that the run ended with, or of a run that has not ended the newest that is sound
     say          told of checkpoints that are passed over
 
     Raises RunDirError where there is no run, ConfigError for a knob that belongs to the trained model, CheckpointError where there
@@ -121,8 +121,9 @@ def open_run(
         schema = json.loads((path / "schema.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunDirError(f"{path / 'schema.json'}: cannot be read: {error}; is this the directory of a run?") from None
-    url = place_of(config, path)
-    name = checkpoint or _ended_with(path)
+    url, name = place_of(config, path), checkpoint or _ended_with(path)
+    if "/" in name:  # of another folder than the run's
+        url, _, name = name.rpartition("/")
     try:
         store = Store(url)
         resume = Resume(url, tuple(check(store, load(store, name)) if name else chain(store, newest_valid(store, say))))

@@ -706,7 +706,7 @@ def test_a_run_with_several_labels_tells_of_each():
 
     world = World(both(make_batches(60, size=32)), both(make_batches(10, seed=1, size=32)))
     knobs = msgspec.structs.replace(make_config().trainer, learning_rate=0.05)
-    config = msgspec.structs.replace(make_config(3, 1, print_interval=10, model="shared_bottom"), trainer=knobs)
+    config = msgspec.structs.replace(make_config(3, 1, print_interval=10, model="mmoe"), trainer=knobs)
     trained = world.run(config, spec)
     assert trained.test is not None
     (evaluated,) = world.of_kind(Evaluated)
@@ -718,7 +718,7 @@ def test_a_run_with_several_labels_tells_of_each():
         scores, wanted = np.concatenate(logits)[:, k], np.concatenate(labels)[:, k]
         assert found.auc == pytest.approx(roc_auc_score(wanted, scores), abs=1e-3)
         assert found.prob_mean == pytest.approx(expit(scores).mean(), rel=1e-4)
-        assert found.auc > 0.8
+        assert found.auc > 0.8, "or it has learned nothing"
     assert all(list(interval.more) == ["buy"] for interval in world.of_kind(Interval))
 
 
