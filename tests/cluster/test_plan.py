@@ -156,6 +156,8 @@ def test_all_labels_and_the_weights_of_samples_are_read(make_plan: Callable[...,
     write_more(data, ROWS, buy=np.array([0, 1, 1], np.int8), w=np.array([0.5, 1.0]))
     knobs = (("data.extra_labels", "buy"), ("data.sample_weight", "w"))
     made = make_plan(*knobs)
-    assert (made.schema.labels, made.read_spec(training=False).read) == (("label", "buy"), ["label", "buy", "w", "x", "user"])
+    assert (made.schema.labels, made.read_spec(training=True).read) == (("label", "buy"), ["label", "buy", "w", "x", "user"])
+    assert made.read_spec(training=False).read == ["label", "buy", "x", "user"]  # an evaluation counts every sample once
+    assert make_plan(*knobs, ("data.valid", write_more(tmp_path / "no_w.parquet", ROWS, buy=np.array([0, 1, 1], np.int8)))).valid
     with pytest.raises(SchemaError, match=r"valid\.parquet: no column 'buy', which .*data\.parquet has"):
         make_plan(*knobs, ("data.valid", write_more(tmp_path / "valid.parquet")))
