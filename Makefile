@@ -4,14 +4,16 @@
 # make test-long   several trainers and how they end, benchmarks that train: minutes, and so not part of `make test`
 # make faults  a run whose processes are killed at random moments, a hundred times: an hour or so
 # make proto   regenerates flowps/ps/wire/flowps_pb2.py from flowps.proto, and that of flowps/serving/wire
+# make docs    builds the documentation in site/, and fails where a link or a reference leads nowhere
 # make bench   measures the workloads and writes the README's table
+# make quality ML1M=FOLDER   the built-in models beside the same in plain Keras, on MovieLens-style data: an hour or two
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/quickstart
 
-.PHONY: train test test-deep test-long faults lint proto proto-serving bench clean
+.PHONY: train test test-deep test-long faults lint proto proto-serving bench quality docs clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m flowps.synthetic $(DATA)
@@ -44,6 +46,13 @@ proto-serving: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python -m bench.all
 
+quality: $(VENV)/installed-test
+	$(BIN)/python -m bench.quality $(ML1M)
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "site/index.html; with search: $(BIN)/python -m http.server -d site 8000"
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("flowps needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
@@ -56,5 +65,9 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@ $(VENV)/installed
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
