@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+GIVEN = " (a function)"
+"""How the name of a model ends that was given as a Python function which cannot be imported by name."""
+
 Pooling = Literal["sum", "mean", "sqrtn", "none"]
 RowOptimizer = Literal[
     "sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "amsgrad", "adamw", "rmsprop",

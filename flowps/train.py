@@ -36,7 +36,7 @@ from flowps.cluster.prometheus import serve_runs
 from flowps.cluster.resume import Resume, choose, find, place_of, prepare
 from flowps.cluster.run import Result, Start, run
 from flowps.cluster.run_dir import RunDir
-from flowps.config import Config
+from flowps.config import GIVEN, Config
 from flowps.errors import ConfigError, FlowpsError, RunDirError, StoppedError
 from flowps.knob import from_mapping
 from flowps.status.json_lines import JsonConsole, JsonDisplay, json_line
@@ -172,7 +172,7 @@ def name_of(function: Callable[[Any], Any]) -> str:
     """How a function can be named in a run's config: "module:function" if it can be imported by that."""
     module, name = getattr(function, "__module__", ""), getattr(function, "__name__", type(function).__name__)
     importable = module not in ("", "__main__") and getattr(sys.modules.get(module), name, None) is function
-    return f"{module}:{name}" if importable else f"{name.replace(':', '_')} (a function)"
+    return f"{module}:{name}" if importable else f"{name.replace(':', '_')}{GIVEN}"
 
 
 class _Command(ModuleType):

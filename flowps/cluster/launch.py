@@ -68,6 +68,11 @@ def launch(config: Config) -> Iterator[tuple[distributed.Client, str]]:
             with _interrupts_held():
                 cluster = start(config, address or f"{_LOOPBACK}:0")
         except (OSError, RuntimeError) as error:
+            if config.cluster.mode == "processes" and isinstance(error, RuntimeError):
+                raise ConfigError(
+                    f"cluster.mode = processes: a process cannot start: {error} In a script of your own the run must be started "
+                    'under `if __name__ == "__main__":`, for each process imports the script'
+                ) from None
             raise ConfigError(
                 f"cluster.dashboard: the {config.cluster.mode} cluster cannot start on {address!r}: {error}"
             ) from None

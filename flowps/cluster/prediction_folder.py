@@ -180,7 +180,7 @@ class PredictionFolder:
         there = {key.decode(): value.decode(errors="replace") for key, value in metadata.items()}
         wanted = self.metadata(file.url, file.num_rows)
         differ = [key for key, value in wanted.items() if there.get(key) != value]
-        return "; ".join(f"{key} {there.get(key, 'none')!r} there, {wanted[key]!r} now" for key in differ)
+        return "; ".join(f"{key} {_shown(there.get(key, 'none'))} there, {_shown(wanted[key])} now" for key in differ)
 
 
 class PredictionSink(AbstractContextManager["PredictionSink"]):
@@ -230,6 +230,11 @@ def _path_of(url: str) -> str:
     """Where a file is, as a path: of a member of an archive, below the archive."""
     inner, chained, outer = url.partition("::")
     return f"{outer}/{inner.partition('://')[2]}" if chained else url
+
+
+def _shown(value: str) -> str:
+    """A value of the metadata in one line."""
+    return repr(value.replace("\n", ", "))
 
 
 def _said(error: Exception) -> str:

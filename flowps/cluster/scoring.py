@@ -100,7 +100,8 @@ class _Told:
     def __init__(self, total: int, say: Callable[[str], None]) -> None:
         self._total, self._say = total, say
         self._samples: dict[int, int] = {}
-        self._began = self._told = time.monotonic()
+        self._told = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when something was heard first, and how much had been scored
 
     def see(self, event: Event) -> None:
         """Take notice of an event."""
@@ -108,9 +109,13 @@ class _Told:
             return
         self._samples[event.scorer] = event.samples
         now = time.monotonic()
+        if self._first is None:
+            self._first = now, event.samples
         if now - self._told >= _SAID_S:
             self._told, done = now, sum(self._samples.values())
-            self._say(f"scored {done:,} of {self._total:,} samples ({done / (now - self._began):,.0f} examples/sec)")
+            seconds, before = now - self._first[0], self._first[1]
+            rate = f" ({(done - before) / seconds:,.0f} examples/sec)" if seconds > 0 else ""
+            self._say(f"scored {done:,} of {self._total:,} samples{rate}")
 
 
 def _follow(roles: Roles, events: queue.SimpleQueue[Event], told: _Told, interrupted: Callable[[], bool]) -> None:

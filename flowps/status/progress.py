@@ -20,7 +20,8 @@ class PlainConsole(Console):
     """Prints names of columns and files as they are, without markup and emoji. A closed output is an error like any other."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **settings})
+        # Not as Jupyter's displays, of which every line would be one.
+        super().__init__(**{"highlight": False, "markup": False, "emoji": False, "force_jupyter": False, **settings})
 
     def print(self, *objects: Any, **how: Any) -> None:
         """As rich prints; a full disk is an OutputError."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -46,7 +47,8 @@ class Forward:
             tf.TensorSpec((None,), tf.float32),
         ]
         """Of what `stage` gives: embeddings, dense columns, lengths, labels, and weights, one of them where all are 1."""
-        self._predict = tf.function(self.logits, input_signature=self.signature[:3], jit_compile=jit_compile)
+        # A partial: TensorFlow counts traces by code, and warns of a process that makes one of these after the other.
+        self._predict = tf.function(partial(self.logits), input_signature=self.signature[:3], jit_compile=jit_compile)
 
     def stage(self, batch: Batch, embeddings: Float32) -> tuple[Any, ...]:
         """What a step or prediction of this batch takes, as tensors where it runs; any thread may call it, ahead of the step."""

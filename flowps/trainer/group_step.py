@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,11 @@ class GroupStep(Step):
         self._sizes = [int(np.prod(variable.shape)) for variable in self._variables]
         self._tasks = self._forward.tasks
         self._length = sum(self._sizes) + 2 + _VOTES + group.size * (1 + 2 * batch_size * self._tasks)
-        self._local = tf.function(self._local_step, input_signature=self._signature, jit_compile=self._jit_compile)
+        self._local = tf.function(partial(self._local_step), input_signature=self._signature, jit_compile=self._jit_compile)
         self._sum = tf.function(
             lambda flat: group.sum(flat, _STEP_KEY), input_signature=[tf.TensorSpec((self._length,), tf.float32)]
         )
-        self._apply = tf.function(self._apply_step, input_signature=[tf.TensorSpec((self._length,), tf.float32)])
+        self._apply = tf.function(partial(self._apply_step), input_signature=[tf.TensorSpec((self._length,), tf.float32)])
         self._scaled = tf.function(
             lambda gradient, weight: gradient / weight / self._loss_scale(),
             input_signature=[self._signature[0], tf.TensorSpec((), tf.float32)],

@@ -6,6 +6,7 @@ Runs where TensorFlow puts it: on a GPU when it sees one. Called by the trainer'
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -69,7 +70,7 @@ class Step:
         self._learning_rate, self._rate_scale = learning_rate, 1.0
         self._jit_compile, self._loss_scaling = jit_compile, loss_scaling
         self._signature = self._forward.signature
-        self._train = tf.function(self._train_step, input_signature=self._signature, jit_compile=jit_compile)
+        self._train = tf.function(partial(self._train_step), input_signature=self._signature, jit_compile=jit_compile)
         try:
             self._train.get_concrete_function()
         except Exception as error:  # it is the user's model that is traced here

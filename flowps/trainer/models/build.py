@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras.src.random import seed_generator
 
+from flowps.config import GIVEN
 from flowps.errors import ModelError
 from flowps.trainer.models.autoint import autoint
 from flowps.trainer.models.dcn import dcn
@@ -135,6 +136,11 @@ def _try(name: str, model: keras.Model, spec: ModelSpec, samples: int) -> None:
 def _function(name: str) -> Callable[[ModelSpec], Any]:
     if name in BUILT_IN:
         return BUILT_IN[name]
+    if name.endswith(GIVEN):
+        raise ModelError(
+            f"the run's model was given to flowps.train as a Python function, {name.removesuffix(GIVEN)!r}: give it again, or put "
+            'it into a module and name it as "my_module:build"'
+        )
     near = difflib.get_close_matches(name, BUILT_IN, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ModelError(f'model {name!r} is unknown; {hint}built in are {", ".join(BUILT_IN)}; your own is named as "my_module:build"')
