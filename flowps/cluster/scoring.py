@@ -5,6 +5,7 @@ Covers what evaluation and prediction have in common. What is scored by whom, an
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 import uuid
@@ -20,13 +21,14 @@ from flowps.cluster.resume import Resume
 from flowps.cluster.roles import Roles
 from flowps.cluster.score_role import ScoreTask, Sink, score
 from flowps.cluster.watch import WATCH_S
-from flowps.errors import LostRoleError
+from flowps.errors import LostRoleError, StoppedError
 from flowps.hub.partition import Partition
 from flowps.hub.stream import ReadSpec
 from flowps.status.event import Event, Scored, from_wire
 
 _POLL_S = 0.2  # how long an interrupt may wait to be seen
 _MOST_LOSSES = 3  # of workers, one after the other
+_STOP_S = 60.0  # for a batch to be scored
 _SAID_S = 10.0  # between two words of progress
 
 
@@ -119,12 +121,17 @@ class _Told:
 
 
 def _follow(roles: Roles, events: queue.SimpleQueue[Event], told: _Told, interrupted: Callable[[], bool]) -> None:
-    """Until all scorers have ended. Raises the error of the first that has failed by itself."""
-    asked, watched = False, time.monotonic()
+    """Until all scorers have ended. Raises the error of the first that has failed by itself.
+
+    And StoppedError when they were asked to stop and one of them does not: Dask may have lost its task.
+    """
+    asked_at, watched = math.inf, time.monotonic()
     while not all(scorer.done() for scorer in roles.trainers):
-        if interrupted() and not asked:
-            asked = True
+        if interrupted() and asked_at == math.inf:
+            asked_at = time.monotonic()
             roles.request_stop()
+        if time.monotonic() - asked_at > _STOP_S:
+            raise StoppedError(f"stopped by a signal; a scorer has not ended within {_STOP_S:.0f} s")
         if time.monotonic() - watched >= WATCH_S:
             roles.check()
             watched = time.monotonic()
