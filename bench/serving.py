@@ -41,7 +41,7 @@ def measure() -> dict[str, Any]:
     with training(command, {}) as (run_dir, _), tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         rows = sum(pq.read_metadata(file).num_rows for file in test)
-        result: dict[str, Any] = {"workload": WORKLOAD, "test_rows": rows, "turns": _TURNS}
+        result: dict[str, Any] = {"workload": WORKLOAD, "test_rows": rows, "rounds": _TURNS}
         for name, more in (("evaluate", []), ("predict", [str(out / "predictions"), "--overwrite"])):
             seconds = [_seconds(name, run_dir, test, more) for _ in range(3)]
             result[name] = {"seconds": statistics.median(seconds), "runs": seconds}
