@@ -2,7 +2,7 @@
 # make test    lint, types, import contract, tests; what CI runs
 # make test-deep   the property and stress tests of the embedding tables, forty times as long
 # make test-long   several trainers and how they end, benchmarks that train: minutes, and so not part of `make test`
-# make faults  a run whose processes are killed at random moments, a hundred times: an hour or so
+# make faults  a run whose processes hang, or are killed at random moments, a hundred times: an hour or so
 # make proto   regenerates flowps/ps/wire/flowps_pb2.py from flowps.proto, and that of flowps/serving/wire
 # make docs    builds the documentation in site/, and fails where a link or a reference leads nowhere
 # make bench   measures the workloads and writes the README's table
@@ -29,7 +29,7 @@ test-long: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests/trainer/long_group.py tests/trainer/long_group_step.py tests/cluster/long_trainers.py tests/cluster/long_scoring.py tests/bench/long_end_to_end.py
 
 faults: $(VENV)/installed-test
-	$(BIN)/python -m pytest --timeout 7200 -s tests/faults/long_faults.py
+	$(BIN)/python -m pytest --timeout 7200 -s tests/faults/long_faults.py tests/faults/long_hangs.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

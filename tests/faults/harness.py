@@ -18,6 +18,8 @@ import psutil
 from tests.cluster.conftest import Command, train_command
 
 RECOVERY_S = 120.0  # for a role to be lost, started anew and trained on; never reached unless a test fails
+EPOCHS = 24
+MANY = ("--epochs", EPOCHS)
 PROCESSES = (
     *("--cluster.mode", "processes", "--cluster.dashboard", "127.0.0.1:0", "--ps.num_shards", "2"),
     *("--checkpoint.every_steps", "25", "--status.print_interval", "25", "--cluster.lost_after_s", "4"),

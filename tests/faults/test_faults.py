@@ -11,21 +11,9 @@ import psutil
 import pytest
 
 from tests.cluster.conftest import ROWS, assert_same, train_command
-from tests.faults.harness import PROCESSES, RECOVERY_S, assert_adds_up, events, summary, victim
+from tests.faults.harness import EPOCHS, MANY, PROCESSES, RECOVERY_S, assert_adds_up, events, summary, victim
 
-EPOCHS = 24
-MANY = ("--epochs", EPOCHS)
 pytestmark = pytest.mark.timeout(400)
-
-
-@pytest.fixture(scope="module")
-def unharmed(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What such a run comes to in one process, without losses and checkpoints."""
-    run_dir = tmp_path_factory.mktemp("unharmed") / "run"
-    knobs = ("--cluster.dashboard", "", "--status.print_interval", 25, "--checkpoint.every_s", 0)
-    with closing(train_command(samples, run_dir, *MANY, *knobs)) as command:
-        command.succeed()
-    return run_dir
 
 
 def test_a_shard_and_then_a_trainer_are_killed(samples: Path, unharmed: Path, tmp_path: Path) -> None:
@@ -36,32 +24,6 @@ def test_a_shard_and_then_a_trainer_are_killed(samples: Path, unharmed: Path, tm
             run.command.wait_for(rf"worker {role} at tcp://\S+ was lost, .*; all roles go back to step \d+", RECOVERY_S)
         run.command.succeed(timeout_s=2 * RECOVERY_S)
     assert_adds_up(tmp_path / "run", EPOCHS * ROWS)
-    assert_same(tmp_path / "run", unharmed)
-
-
-def test_a_shard_that_hangs_is_lost_and_nobody_listens_when_it_wakes(samples: Path, unharmed: Path, tmp_path: Path) -> None:
-    with victim(samples, tmp_path / "run", *MANY) as run:
-        run.wait_for_checkpoint()
-        pid = run.hurt("ps-0", signal.SIGSTOP)
-        run.command.wait_for(r"worker ps-0 at \S+ has given no sign of life for \d+ s, and shard 0 is lost with it", RECOVERY_S)
-        run.wait_for_checkpoint()
-        if psutil.pid_exists(pid):
-            os.kill(pid, signal.SIGCONT)
-        run.command.succeed(timeout_s=2 * RECOVERY_S)
-    assert_adds_up(tmp_path / "run", EPOCHS * ROWS)
-    assert_same(tmp_path / "run", unharmed)
-
-
-def test_a_hub_that_hangs_is_read_around(samples: Path, unharmed: Path, tmp_path: Path) -> None:
-    """Dask itself would wait five minutes. Nobody goes back, and no sample is read twice."""
-    with victim(samples, tmp_path / "run", *MANY) as run:
-        run.wait_for_checkpoint()
-        pid = run.hurt("hub", signal.SIGSTOP)
-        run.command.wait_for(r"^worker hub at \S+ has given no sign of life for \d+ s: what it had to read", RECOVERY_S)
-        if psutil.pid_exists(pid):
-            os.kill(pid, signal.SIGCONT)
-        run.command.succeed(timeout_s=2 * RECOVERY_S)
-    assert assert_adds_up(tmp_path / "run", EPOCHS * ROWS)["replayed"] == 0
     assert_same(tmp_path / "run", unharmed)
 
 
