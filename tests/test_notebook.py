@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import distributed
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -274,3 +275,18 @@ def test_an_existing_keras_model_is_trained_with_slots(folder: Path) -> None:
     assert pa.compute.min_max(scores)["min"].as_py() > 0
     with pytest.raises(ModelError, match=r"slot 'user' has dim 16, Embedding .* output_dim 4; set --slot.user.dim 4"):
         flowps.train({**config, "slot_default": {}, "run_dir": str(folder / "other")}, quiet(), model=model)
+
+
+# --- beside what a notebook has open ----------------------------------------------------------------------------------
+
+
+def test_a_run_in_this_process_beside_a_cluster_of_the_users(folder: Path, tmp_path: Path) -> None:
+    """Whose client is the current one: the run's actors are not its."""
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        result = flowps.Trainer(config_of(folder / "train.parquet", tmp_path / "run"), console=quiet()).fit()
+        assert result.ledger.trained == TRAIN_ROWS
+        assert distributed.Client.current() is client
+        assert client.submit(sum, [1, 2]).result() == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import signal
@@ -61,12 +62,14 @@ def launch(config: Config) -> Iterator[tuple[distributed.Client, str]]:
     if address and not (port.isdigit() and int(port) < 1 << 16):
         raise ConfigError(f"cluster.dashboard: found {address!r}, expected host:port, as in 127.0.0.1:8787 (port 0: any free one)")
     start = _embedded if config.cluster.mode == "embedded" else _processes
+    # A client that is the caller's current one, of another cluster, would be that of our actors too.
+    apart = contextvars.Context()
     with warnings.catch_warnings(), dask.config.set(_LOCAL), _quiet():
         # A second run beside the first takes any free port and prints it.
         warnings.filterwarnings("ignore", message="Port .* is already in use", category=UserWarning)
         try:
             with _interrupts_held():
-                cluster = start(config, address or f"{_LOOPBACK}:0")
+                cluster = apart.run(start, config, address or f"{_LOOPBACK}:0")
         except (OSError, RuntimeError) as error:
             if config.cluster.mode == "processes" and isinstance(error, RuntimeError):
                 raise ConfigError(
@@ -76,7 +79,7 @@ def launch(config: Config) -> Iterator[tuple[distributed.Client, str]]:
             raise ConfigError(
                 f"cluster.dashboard: the {config.cluster.mode} cluster cannot start on {address!r}: {error}"
             ) from None
-        with cluster, distributed.Client(cluster) as client:
+        with cluster, apart.run(distributed.Client, cluster) as client:
             yield client, _dashboard(cluster, address)
 
 
