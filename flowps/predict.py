@@ -60,6 +60,9 @@ def predict(
             )  # fmt: skip
             run_scoring(client, scoring, say, lambda: bool(interrupts))
     folder.finish()
+    if others := folder.others(files):
+        say(f"{out} has {len(others)} Parquet file(s) more, which are no predictions of DATA: {', '.join(others[:3])}"
+            f"{', …' if len(others) > 3 else ''}")  # fmt: skip
     say(f"predictions of {sum(file.num_rows for file in files):,} samples are in {out}")
     return samples
 

@@ -328,6 +328,30 @@ def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").glob("step-*"))
 
 
+def test_predictions_of_samples_that_were_there_before_are_not_taken_for_done(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that was written anew, with as many samples."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(folder / "data", data)
+    assert main(main_words(folder / "run", data, out)) == 0
+    table = pq.read_table(folder / "test.parquet")
+    (data / FILES[0]).touch()
+    assert main(main_words(folder / "run", data, out)) == 0, "the same samples, however old"
+    assert "more, which are" not in capsys.readouterr().out
+    write(data / FILES[0], table.slice(100, 100))
+    error = refuse(capsys, folder / "run", data, out)
+    assert f"{out}: {FILES[0]} has other predictions (flowps.source_digest " in error
+    assert main(main_words(folder / "run", data, out, "--overwrite")) == 0
+    found = pq.ParquetFile(out / FILES[0]).read()["prediction"].to_numpy()
+    np.testing.assert_allclose(found, by_hand(folder / "run", table.slice(100, 100)), rtol=1e-5)
+    capsys.readouterr()
+    (data / FILES[2]).unlink()
+    assert main(main_words(folder / "run", data, out)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{out} has 1 Parquet file(s) more, which are no predictions of DATA: {FILES[2]}" in said
+
+
 def test_predictions_of_another_checkpoint_are_not_taken_for_done(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,8 @@ from flowps.hub.partition import Partition, SampleFile, partitions
 
 _DONE = "_SUCCESS"  # as Spark writes it, for whoever waits for all of it
 _HIVE_FOLDER = re.compile(r"(^|/)[^/=]+=[^/]*")
-_FROM, _ROWS, _CHECKPOINT, _COLUMNS = "flowps.source", "flowps.rows", "flowps.checkpoint", "flowps.columns"
+_FROM, _DIGEST, _ROWS = "flowps.source", "flowps.source_digest", "flowps.rows"
+_CHECKPOINT, _COLUMNS = "flowps.checkpoint", "flowps.columns"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ class PredictionFolder:
         names = self._paths(files)
         return [file for file in files if not fs.exists(f"{root}/{names[file.url]}")]
 
+    def others(self, files: Sequence[SampleFile]) -> list[str]:
+        """Parquet files below the folder that are not predictions of `files`: of other data, scored before, or somebody else's."""
+        fs, root = self._opened()
+        own = set(self._paths(files).values())
+        found = (str(path)[len(root) + 1 :] for path in fs.find(root))
+        return sorted(name for name in found if name.endswith((".parquet", ".pq")) and name not in own)
+
     def shares(self, count: int, files: Sequence[SampleFile]) -> list[Share]:
         """Files for each of `count` scorers, whole ones, about as many samples for each."""
         names = self._paths(files)
@@ -97,7 +105,7 @@ class PredictionFolder:
         return [
             Share(
                 tuple(partitions(own, self.partition_rows)),
-                partial(PredictionSink, self, {file.url: (names[file.url], file.num_rows) for file in own}),
+                partial(PredictionSink, self, {file.url: (names[file.url], file.num_rows, file.digest) for file in own}),
             )
             for own in of_scorers
         ]
@@ -110,9 +118,9 @@ class PredictionFolder:
         except Exception as error:
             raise OutputError(f"OUT {self.url}: cannot be written: {_said(error)}") from None
 
-    def metadata(self, source: str, rows: int) -> dict[str, str]:
+    def metadata(self, source: str, rows: int, digest: str) -> dict[str, str]:
         """What a file says of itself."""
-        return {_FROM: source, _ROWS: str(rows), _CHECKPOINT: self.checkpoint, _COLUMNS: "\n".join(self.columns)}
+        return {_FROM: source, _DIGEST: digest, _ROWS: str(rows), _CHECKPOINT: self.checkpoint, _COLUMNS: "\n".join(self.columns)}
 
     def put(self, local: Path, name: str) -> None:
         """Let the file that was written to `local` appear as `name`."""
@@ -135,7 +143,7 @@ class PredictionFolder:
         table = self.table(columns, np.empty((0, len(self.labels)), np.float32))
         with tempfile.TemporaryDirectory(prefix="flowps-predictions-") as scratch:
             path = Path(scratch) / "predictions.parquet"
-            pq.write_table(table.replace_schema_metadata(self.metadata(file.url, 0)), path)
+            pq.write_table(table.replace_schema_metadata(self.metadata(file.url, 0, file.digest)), path)
             self.put(path, name)
 
     def _names(self) -> list[str]:
@@ -178,7 +186,7 @@ class PredictionFolder:
         except Exception as error:
             return f"it cannot be read: {_said(error)}"
         there = {key.decode(): value.decode(errors="replace") for key, value in metadata.items()}
-        wanted = self.metadata(file.url, file.num_rows)
+        wanted = self.metadata(file.url, file.num_rows, file.digest)
         differ = [key for key, value in wanted.items() if there.get(key) != value]
         return "; ".join(f"{key} {_shown(there.get(key, 'none'))} there, {_shown(wanted[key])} now" for key in differ)
 
@@ -186,10 +194,10 @@ class PredictionFolder:
 class PredictionSink(AbstractContextManager["PredictionSink"]):
     """Writes the predictions of whole files, one after the other.
 
-    names   url of each file → the name of its predictions, and how many samples it has
+    names   url of each file → the name of its predictions, how many samples it has, and its digest
     """
 
-    def __init__(self, folder: PredictionFolder, names: dict[str, tuple[str, int]]) -> None:
+    def __init__(self, folder: PredictionFolder, names: dict[str, tuple[str, int, str]]) -> None:
         self._folder, self._names = folder, names
         self._scratch = tempfile.TemporaryDirectory(prefix="flowps-predictions-")
         self._path = Path(self._scratch.name) / "predictions.parquet"
@@ -204,11 +212,11 @@ class PredictionSink(AbstractContextManager["PredictionSink"]):
 
     def take(self, partition: Partition, columns: pa.Table | None, labels: Float32, logits: Float32) -> None:
         """See Sink. Raises OutputError."""
-        name, rows = self._names[partition.url]
+        name, rows, digest = self._names[partition.url]
         table = self._folder.table(columns, logits)
         try:
             if self._writer is None:
-                schema = table.schema.with_metadata(self._folder.metadata(partition.url, rows))
+                schema = table.schema.with_metadata(self._folder.metadata(partition.url, rows, digest))
                 self._writer, self._rows = pq.ParquetWriter(self._path, schema, compression="zstd"), 0
             self._writer.write_table(table.cast(self._writer.schema), row_group_size=max(1, table.num_rows))
             self._rows += table.num_rows

@@ -6,6 +6,8 @@ an epoch. Does not look at values (decode) and does not run tasks (stream).
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -40,6 +42,7 @@ class SampleFile:
     row_groups     rows of each row group
     values_per_row values of a row, those in lists counted, in the largest row group
     metadata       the file's key-value metadata
+    digest         of the whole footer, with sizes and statistics of every column: what other samples hardly share
     """
 
     url: str
@@ -48,6 +51,7 @@ class SampleFile:
     row_groups: tuple[int, ...]
     values_per_row: float = 0.0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
 
     @property
     def num_rows(self) -> int:
@@ -228,6 +232,7 @@ def _read_footer(url: str, hive: Mapping[str, str]) -> SampleFile:
             schema = file.schema_arrow
             rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
             values_per_row = _values_per_row(footer, rows)
+            digest = _digest(footer)
     except FileNotFoundError:
         raise DataError(f"{url}: the file has gone since it was listed") from None
     except Exception as error:  # every object store has errors of its own
@@ -238,7 +243,13 @@ def _read_footer(url: str, hive: Mapping[str, str]) -> SampleFile:
     columns = dict.fromkeys(hive, HIVE_TYPE) | {f.name: _plain(f.type) for f in schema}
     metadata = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (footer.metadata or {}).items()}
     hive = {k: v for k, v in hive.items() if k not in schema.names}
-    return SampleFile(url, hive, columns, rows, values_per_row + len(hive), metadata)
+    return SampleFile(url, hive, columns, rows, values_per_row + len(hive), metadata, digest)
+
+
+def _digest(footer: pq.FileMetaData) -> str:
+    written = io.BytesIO()
+    footer.write_metadata_file(written)
+    return hashlib.blake2b(written.getbuffer(), digest_size=16).hexdigest()
 
 
 def _values_per_row(footer: pq.FileMetaData, rows: Sequence[int]) -> float:
