@@ -297,7 +297,7 @@ def _best_of(urls: Sequence[str], finished: Finished) -> Resume:
             return Resume(url, tuple(chain(store, manifest)))
     raise CheckpointError(
         f"{', '.join(dict.fromkeys(urls))}: the best evaluation was at step {finished.goes_back_to:,}, but there is no checkpoint "
-        "of it; the run directory has the dense model that training ended with"
+        "of it; the run directory has the dense model that training ended with, its last checkpoint the rows too"
     )
 
 

@@ -89,8 +89,7 @@ def score(task: ScoreTask, plan: Plan) -> Any:
 def _score(task: ScoreTask, plan: Plan) -> Any:
     distributed.secede()  # frees the thread for hub tasks: this one waits for them
     # TensorFlow only where it is needed.
-    from flowps.trainer.feed import FeedQueue
-    from flowps.trainer.loop import default_feed_threads
+    from flowps.trainer.feed import FeedQueue, default_feed_threads
     from flowps.trainer.score import scored
 
     worker, client = distributed.get_worker(), distributed.get_client()
@@ -167,8 +166,8 @@ class _Batches:
 def _forward(task: ScoreTask, plan: Plan, spec: ModelSpec) -> Forward:
     """The dense model as it was at the checkpoint."""
     from flowps.trainer.forward import Forward
-    from flowps.trainer.loop import prepare_tensorflow
     from flowps.trainer.models import build_or_read
+    from flowps.trainer.setup import prepare_tensorflow
     from flowps.trainer.state import State
 
     config = plan.config

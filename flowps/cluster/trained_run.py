@@ -29,7 +29,7 @@ from flowps.hub.stream import ReadSpec
 from flowps.knob import load as load_config
 from flowps.ps.placement import place
 
-_IN_FLIGHT = 4  # at least: nothing gets stale where nothing is pushed
+_IN_FLIGHT = 4  # at least, unless it is given: nothing gets stale where nothing is pushed
 
 _FREE = ("cluster.", "ps.", "checkpoint.url")
 _FREE_KNOBS = {
@@ -113,7 +113,9 @@ def open_run(
         if not is_free(knob):
             raise ConfigError(f"--{knob}: belongs to the trained model; --help lists the knobs that may differ from the run's")
     config = load_config(path / "config.toml", overrides)
-    trainer = msgspec.structs.replace(config.trainer, in_flight=max(_IN_FLIGHT, config.trainer.in_flight))
+    trainer = config.trainer
+    if "trainer.in_flight" not in dict(overrides):
+        trainer = msgspec.structs.replace(trainer, in_flight=max(_IN_FLIGHT, trainer.in_flight))
     config = msgspec.structs.replace(
         config, trainer=trainer, run_dir=str(path.absolute()), trace="", tensorboard="", resume=False, resume_from="", warm_start=""
     )

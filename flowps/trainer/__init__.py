@@ -2,7 +2,7 @@
 
 `feed` reads batches, looks them up and delivers them in order; `step` is TensorFlow's part; `push` sends gradients back; `metrics`
 scores; `loop` is the run of a trainer from first feed to last push, in its `surroundings`. At a `cut` it stands still, and gives a
-`state` to go on from. Several trainers are a `group`, and `group_step` is their step.
+`state` to go on from. Several trainers are a `group`, and `group_step` is their step; `stepping` is how a trainer comes by either.
 Batches come as an iterable, lookup and push as callables: it knows nothing of hubs and shards. The only room that imports
 TensorFlow.
 """

@@ -37,6 +37,16 @@ class CutClock:
         self.at = ticket + ahead
         return self.at
 
+    def recall(self, steps: int, ticket: int, last: int) -> None:
+        """Decide on what was decided on before a run was resumed after `steps`, before `ticket`.
+
+        last   the step of the last cut: it may have been in place of the one that was decided on, at the end of an epoch
+        """
+        if self._every_steps:
+            due = (steps // self._every_steps + 1) * self._every_steps
+            if last < due - (self._in_flight - 1) <= steps:
+                self.at = ticket + due - steps
+
     def done(self) -> None:
         """There was a cut."""
         self.at, self._last_s = None, time.monotonic()

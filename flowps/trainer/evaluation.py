@@ -43,6 +43,11 @@ class Evaluations:
         self.best = BestSoFar(knobs.monitor, knobs.patience)
         """Of those on the validation data."""
 
+    def resume(self, best: dict[str, float], steps: int, ticket: int) -> None:
+        """Go on where a run was saved, with the state of its `best`, after `steps`, before `ticket`."""
+        self.best.restore(best)
+        self.clock.recall(steps, ticket, self.best.seen)
+
     def goes_back_to(self, steps: int) -> int:
         """The step of the best evaluation, if the run that has come to `steps` is to end with what it was then; else 0."""
         return self.best.step if self._patience and self.best.step != steps else 0

@@ -17,6 +17,7 @@ exception is handed to `get`, at once, whatever was delivered before; the end of
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,14 @@ _STOP_POLL_S = 0.25  # the stop flag may be set from a signal handler or another
 
 Lookup = Callable[[int, Batch], Float32]
 Stage = Callable[[Batch, Float32], Any]
+
+
+def default_feed_threads(in_flight: int) -> int:
+    """One per two of the cores that this process may use, as far as there are permits.
+
+    On two cores a second one brought nothing (`python -m bench.feed`); for more cores the rule is an extrapolation.
+    """
+    return max(1, min(in_flight, len(os.sched_getaffinity(0)) // 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +85,13 @@ class FeedQueue:
         (`verdict.WAITS`), and the counter `feed_queue_empty`.
     stage : (batch, embeddings) → what a step takes, already where it runs; called by several threads at once, ahead of the step.
     starving : whether a `get` that waits holds training up, and is counted and timed as such.
+    held_from : as if `hold_from` had been called with it before the first batch.
     """
 
     def __init__(
         self, batches: Iterator[Batch], lookup: Lookup, *, width: int, dense_width: int, permits: int, threads: int,
         first_ticket: int, stop: threading.Event, status: RunStatus, stage: Stage = lambda batch, embeddings: None,
-        starving: bool = True,
+        starving: bool = True, held_from: float = math.inf,
     ) -> None:  # fmt: skip
         self._aside: Batch | None = None  # read, but without a ticket; guarded by the read lock
         self._batches, self._lookup, self._stage, self._stop, self._status = batches, lookup, stage, stop, status
@@ -93,7 +103,7 @@ class FeedQueue:
         self.samples = 0
         """Samples read for all batches that have a ticket, and at the end of the data of all batches."""
         self._left_over = 0  # samples read and left out on purpose since the last batch with a ticket; guarded by the read lock
-        self._held_from: float = math.inf  # no ticket from this one on is given
+        self._held_from = held_from  # no ticket from this one on is given
         self._end: int | None = None  # the ticket that will not come
         self._ready: dict[int, Feed] = {}
         self._error: BaseException | None = None

@@ -106,6 +106,22 @@ class TestClock:
         assert found == [10, 20, 30, 40, 50][: len(found)]
         assert len(found) >= 4
 
+    @pytest.mark.parametrize(
+        ("steps", "last", "decided"),
+        [
+            (16, 10, False),  # not yet
+            (17, 10, True),
+            (19, 10, True),
+            (20, 20, False),  # it has been
+            (18, 18, False),  # at the end of an epoch, in its place
+            (18, 17, False),
+        ],
+    )
+    def test_what_was_decided_on_before_a_resume_is_decided_on_again(self, steps: int, last: int, decided: bool) -> None:
+        clock, ends = CutClock(10, 0, in_flight=4), 3
+        clock.recall(steps, steps + ends, last)
+        assert clock.at == (20 + ends if decided else None)
+
     def test_by_time_or_when_asked(self) -> None:
         clock = CutClock(0, 1e-9, 3)
         assert clock.is_time

@@ -268,6 +268,19 @@ def test_a_run_that_goes_on_evaluates_what_is_left_and_ends_where_the_whole_one_
             assert one.tobytes() == other.tobytes()
 
 
+def test_an_evaluation_that_was_decided_on_is_not_lost_to_a_resume():
+    """With three batches in flight it is decided on two steps before; at the end of an epoch, 11, it comes before its time."""
+    config = config_of(2, in_flight=3, every_steps=1, evaluate_steps=4)
+    run = Validated([0.5] * 20, make_batches(11))
+    run.run(config)
+    assert run.steps == [4, 8, 11, 16, 20, 22]
+    assert {3, 7, 10, 11} < {cut.step for cut in run.cuts}
+    for cut, at in enumerate(run.cuts[:-1]):
+        assert at.state is not None
+        again, _ = going_on(run, config, cut, [0.5] * 20)
+        assert again.steps == [step for step in run.steps if step > at.state.best.get("seen", 0)], f"from step {at.step}"
+
+
 def test_a_run_that_was_over_is_over_when_it_goes_on_unless_it_has_more_patience():
     run = Validated([0.75, 0.5, 0.5], make_batches(7))
     run.run(config_of(9, patience=2))

@@ -28,7 +28,8 @@ from flowps.ps.placement import place
 from flowps.ps.shard import Shard
 from flowps.status.event import Evaluated, Event, Finished, Interval, TrainerStatus
 from flowps.status.run_status import RunStatus
-from flowps.trainer.loop import Trained, Trainer, default_feed_threads
+from flowps.trainer.feed import default_feed_threads
+from flowps.trainer.loop import Trained, Trainer
 from flowps.trainer.models import ModelSpec
 from flowps.trainer.state import Cut
 from flowps.trainer.step import Step

@@ -180,6 +180,22 @@ def test_a_schedule_that_begins_with_no_factor_is_refused(first: float) -> None:
         Schedule.of(Trainer(schedule=as_json(SCHEDULES.PiecewiseConstantDecay([5], [first, 1.0]))))
 
 
+def test_a_schedule_that_has_no_factor_later_is_refused_there() -> None:
+    found = Schedule.of(Trainer(schedule=as_json(SCHEDULES.PiecewiseConstantDecay([5], [1.0, -0.5])), warmup_steps=1000))
+    assert found.at(1005) == 1.0
+    with pytest.raises(ConfigError, match=r"^trainer\.schedule: is -0\.5 at step 1,006, expected a factor of the learning rates"):
+        found.at(1006)
+
+
+def test_an_optimizer_that_divides_by_the_rate_is_not_scheduled_to_zero() -> None:
+    for knobs in ({"decay": "cosine"}, {"schedule": as_json(SCHEDULES.PolynomialDecay(1.0, 10, 0.0))}):
+        trainer = Trainer(optimizer="Ftrl", **knobs)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="ftrl divides by the learning rate"):
+            Schedule.of(trainer).at(10)
+    assert Schedule.of(Trainer(schedule=as_json(SCHEDULES.PolynomialDecay(1.0, 10, 0.0)))).at(10) == 0
+    assert Schedule.of(Trainer(optimizer="ftrl", schedule=as_json(SCHEDULES.PolynomialDecay(1.0, 10, 0.1)))).at(10) > 0
+
+
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
 def test_a_schedule_beside_a_decay_is_refused(decay: str) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.schedule takes the place of trainer\.decay: leave one of them out"):

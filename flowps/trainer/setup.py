@@ -1,0 +1,26 @@
+"""TensorFlow as a run wants it: seeds, threads, determinism."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import keras
+import tensorflow as tf
+
+from flowps.config import Config
+
+
+def prepare_tensorflow(config: Config) -> None:
+    """Seeds, threads and determinism, before the first operation. Threads stay as they are if TensorFlow has started already."""
+    keras.utils.set_random_seed(config.seed % (1 << 32))
+    if config.trainer.tensorflow_threads:
+        # One process, one pool: a second run in the same process keeps the first one's threads.
+        with suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(config.trainer.tensorflow_threads)
+    if config.trainer.in_flight == 1 and not config.trainer.jit_compile:
+        tf.config.experimental.enable_op_determinism()
+
+
+def devices() -> list[str]:
+    """What TensorFlow computes on: its GPUs, or the CPU."""
+    return [device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices("GPU")] or ["CPU"]
