@@ -14,9 +14,9 @@ The settings hold for all three. They are near the best of plain Keras, and such
 - Three epochs: by then all have learned what there is; after one, what staleness costs is time.
 
 Plain Keras shuffles all samples in every epoch, flowps the partitions and the samples in each. The file at hand is sorted by user
-and has ten row groups, of which a partition is at least one. Read as it is, one epoch of flowps is 0.003 and more below plain
-Keras; in a random order, three epochs still are, and so is plain Keras when it shuffles like that. With partitions as small as 4096
-samples there is no difference. So the samples are written anew first: in a random order, in row groups of 4096.
+and has row groups of 65,536, of which a partition is at least one. So the samples are written anew first: in a random order, in row
+groups of 4096. What the order of a file matters is measured too (`--orders`): of one model with one batch in flight, for the file
+as it is and for random orders in large and in small row groups.
 
 What is in the file of the results, with the same settings, is not trained again: an interrupted run goes on.
 """
@@ -75,6 +75,9 @@ _OF_WAY: Mapping[str, Knobs] = {
 }
 _QUIET: Knobs = {"cluster.dashboard": [""], "checkpoint.every_s": ["0"], "status.progress": ["plain"]}
 _QUICK_ROWS = 50_000
+_ORDER_MODEL, _ORDER_WAY = "dnn", "sync"
+ORDERS: Mapping[str, int] = {"as the file is, sorted by user": 0, "random": 1 << 16, "random, small row groups": _ROW_GROUP}
+"""In words → samples of a row group; 0: the file at hand."""
 
 
 def main() -> int:
@@ -86,30 +89,67 @@ def main() -> int:
     parser.add_argument("--models", type=_names(MODELS), default=MODELS, help="names, with commas between (default: all)")
     parser.add_argument("--ways", type=_names(WAYS), default=WAYS, help="plain, sync, async, likewise")
     parser.add_argument("--seeds", type=int, default=3, help="seeds, from 1 (default: 3)")
+    parser.add_argument("--orders", action="store_true", help="train the orders of samples instead of the models")
     parser.add_argument("--quick", action="store_true", help=f"{_QUICK_ROWS:,} samples and one seed; the results are not kept")
     parser.add_argument("--json", type=Path, default=RESULTS, help="file of the results (default: that of the documentation)")
     options = parser.parse_args()
     to, seeds = (None, 1) if options.quick else (options.json, options.seeds)
     with tempfile.TemporaryDirectory() as folder:
         files = prepare(options.data, Path(folder), _QUICK_ROWS if options.quick else None)
-        result = measure(files, options.models, options.ways, range(1, seeds + 1), to)
-    print(markdown(result))
+        if options.orders:
+            result = measure_orders(options.data, Path(folder), range(1, seeds + 1), to)
+        else:
+            result = measure(files, options.models, options.ways, range(1, seeds + 1), to)
+    print(orders(result) if options.orders else markdown(result))
     return 0
 
 
-def prepare(data: Path, to: Path, rows: int | None = None) -> Knobs:
-    """Write the samples for training in a random order, or `rows` of them; the knobs that name the files."""
+def prepare(data: Path, to: Path, rows: int | None = None, row_group: int = _ROW_GROUP) -> Knobs:
+    """Write the samples for training in a random order, or `rows` of them; the knobs that name the files.
+
+    row_group   samples of a row group; 0: the samples stay where they are, as they are
+    """
+    test = {"data.test": [str(data.absolute() / "test.parquet")]}
+    if not row_group:
+        return {"data.train": [str(data.absolute() / "train.parquet")], **test}
     table = pq.read_table(data / "train.parquet")
     table = table.take(np.random.default_rng(0).permutation(len(table))[:rows])
-    pq.write_table(table, to / "train.parquet", row_group_size=_ROW_GROUP)
-    return {"data.train": [str(to / "train.parquet")], "data.test": [str(data.absolute() / "test.parquet")]}
+    pq.write_table(table, to / "train.parquet", row_group_size=row_group)
+    return {"data.train": [str(to / "train.parquet")], **test}
+
+
+def _begun(to: Path | None) -> dict[str, Any]:
+    """What `to` has."""
+    result: dict[str, Any] = json.loads(to.read_text(encoding="utf-8")) if to and to.exists() else {"models": {}}
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of the processes that train
+    return result | {"within": WITHIN, "settings": SETTINGS, "machine": machine.describe()}
+
+
+def measure_orders(data: Path, folder: Path, seeds: Sequence[int], to: Path | None) -> dict[str, Any]:
+    """Train from `data` in every order that `to` does not have; all that it has then. `folder` is for files in between."""
+    result = _begun(to)
+    knobs = {**SETTINGS, "model": [_ORDER_MODEL]}
+    if result.get("orders", {}).get("knobs") != knobs:
+        result["orders"] = {"knobs": knobs, "model": _ORDER_MODEL, "of": {}}
+    for order, row_group in ORDERS.items():
+        of_seeds = result["orders"]["of"].setdefault(
+            order, {"row_group": row_group or pq.ParquetFile(data / "train.parquet").metadata.row_group(0).num_rows, "test_auc": {}}
+        )["test_auc"]
+        files = prepare(data, folder, None, row_group)
+        partition_rows = {"data.partition_rows": [str(row_group)]} if row_group else {}
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            for seed in (of for of in seeds if str(of) not in of_seeds):
+                chosen = {**_QUIET, **knobs, **files, **partition_rows, "seed": [str(seed)]}
+                of_seeds[str(seed)] = process.submit(test_auc, _ORDER_WAY, chosen).result()
+                print(f"{order}, seed {seed}: {of_seeds[str(seed)]:.4f}", file=sys.stderr, flush=True)
+                if to:
+                    _write(to, result)
+    return result
 
 
 def measure(files: Knobs, models: Sequence[str], ways: Sequence[str], seeds: Sequence[int], to: Path | None) -> dict[str, Any]:
     """Train what `to` does not have; all that it has then."""
-    result: dict[str, Any] = json.loads(to.read_text(encoding="utf-8")) if to and to.exists() else {"models": {}}
-    result |= {"within": WITHIN, "settings": SETTINGS, "machine": machine.describe()}
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of the processes that train
+    result = _begun(to)
     for model in models:
         knobs = {**SETTINGS, **_OF_MODEL.get(model, {})}
         if result["models"].get(model, {}).get("knobs") != knobs:
@@ -197,6 +237,19 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"Target: not more than {result['within']} below plain Keras.",
     ]
     return "\n".join(lines)
+
+
+def orders(result: Mapping[str, Any]) -> str:
+    """What `measure_orders` has found, as a Markdown table, beside plain Keras, which shuffles all samples."""
+    found = result["orders"]
+    plain = result["models"].get(found["model"], {}).get("ways", {}).get("plain", {})
+    lines = ["| order of the samples in the file | samples of a row group | test AUC |", "|---|---|---|"]
+    for order, of in found["of"].items():
+        aucs = list(of["test_auc"].values())
+        mean = _range({"mean": statistics.mean(aucs), "least": min(aucs), "most": max(aucs)})
+        lines.append(f"| {order} | {of['row_group']:,} | {mean} |")
+    lines.append(f"| any, in plain Keras | – | {_range(plain)} |")
+    return "\n".join([*lines, "", f"`{found['model']}`, one batch in flight; seeds and settings as for the models."])
 
 
 def _range(found: Mapping[str, Any]) -> str:

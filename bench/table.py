@@ -17,6 +17,7 @@ from bench import end_to_end as end_to_end_bench
 from bench import faults as faults_bench
 from bench import map as map_bench
 from bench import placement as placement_bench
+from bench import quality as quality_bench
 from bench import rpc as rpc_bench
 from bench import serving as serving_bench
 from bench import status as status_bench
@@ -26,7 +27,10 @@ from flowps.ps import optimizer
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
-DOCS = [ROOT / "docs" / name for name in ("tables.md", "cluster.md", "checkpoints.md", "status.md", "serving.md")]
+DOCS = [
+    ROOT / "docs" / name
+    for name in ("tables.md", "cluster.md", "checkpoints.md", "status.md", "serving.md", "models.md", "training.md")
+]
 
 
 def main() -> int:
@@ -207,6 +211,16 @@ def serving() -> str:
     return _with_machine(serving_bench.markdown, "serving.json")
 
 
+def quality() -> str:
+    """The built-in models beside plain Keras."""
+    return _with_machine(quality_bench.markdown, "quality.json")
+
+
+def orders() -> str:
+    """What the order of the samples matters."""
+    return _with_machine(quality_bench.orders, "quality.json")
+
+
 def status() -> str:
     """What run status and traces cost."""
     return _with_machine(status_bench.markdown, "status.json")
@@ -218,6 +232,8 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "faults": faults,
     "feed": feed,
     "optimizers": optimizers,
+    "orders": orders,
+    "quality": quality,
     "shard": shard,
     "scale": scale,
     "kernel": kernel,

@@ -160,6 +160,32 @@ def test_what_is_there_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.
     assert found["plain"]["mean"] == pytest.approx(0.8015)
     assert (found["sync"]["above_plain"], found["async"]["above_plain"]) == (0, pytest.approx(-0.0005))
     assert "| `lr` | 0.8015 (0.8010–0.8020) | 0.8015 (0.8010–0.8020) | +0.0000 | 0.8010 (" in quality.markdown(result)
-    monkeypatch.setattr(quality, "SETTINGS", {**quality.SETTINGS, "epochs": ["3"]})
+    monkeypatch.setattr(quality, "SETTINGS", {**quality.SETTINGS, "epochs": ["9"]})
     quality.measure({}, ["lr"], ["plain"], [1], to)
     assert len(done) == 13
+
+
+def test_orders_are_of_the_samples_of_the_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As they are, and in random orders in row groups of two sizes; what is there is not trained again."""
+    seen, to = list[tuple[list[int], list[dict[str, Any]], str]](), tmp_path / "quality.json"
+
+    def test_auc(way: str, of: dict[str, list[str]]) -> float:
+        file = pq.ParquetFile(of["data.train"][0])
+        sizes = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
+        seen.append((sizes, file.read().to_pylist(), of["data.partition_rows"][0]))
+        return 0.8 + 0.001 * len(sizes)
+
+    monkeypatch.setattr(quality, "test_auc", test_auc)
+    monkeypatch.setattr(quality, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(quality, "ORDERS", {"file": 0, "large": 2000, "small": 500})
+    result = quality.measure_orders(folder, tmp_path, [1], to)
+    assert quality.measure_orders(folder, tmp_path, [1], to) == json.loads(json.dumps(result))
+    assert [sizes for sizes, _, _ in seen] == [[3000], [2000, 1000], [500] * 6]
+    assert [rows for _, _, rows in seen] == ["4096", "2000", "500"]
+    as_it_is, *random = [samples for _, samples, _ in seen]
+    assert as_it_is == pq.read_table(folder / "train.parquet").to_pylist()
+    for samples in random:
+        assert samples != as_it_is
+        assert sorted(map(str, samples)) == sorted(map(str, as_it_is))
+    assert "| large | 2,000 | 0.8020 (0.8020–0.8020) |" in quality.orders(result)
+    assert "| file | 3,000 | 0.8010" in quality.orders(result)
