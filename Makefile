@@ -48,6 +48,7 @@ bench: $(VENV)/installed-test
 
 quality: $(VENV)/installed-test
 	$(BIN)/python -m bench.quality $(ML1M)
+	$(BIN)/python -m bench.quality $(ML1M) --orders
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

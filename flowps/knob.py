@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 import tomli_w
@@ -21,6 +21,8 @@ from msgspec import Meta
 
 from flowps.config import Config, Slot
 from flowps.errors import ConfigError
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Knob(msgspec.Struct, frozen=True):
@@ -43,9 +45,12 @@ class Knob(msgspec.Struct, frozen=True):
         return _bare(self.type) is bool
 
 
-def knobs() -> Iterator[Knob]:
-    """Every knob but those of the `[[slot]]` entries, which `slot_knob` knows by the slot's name."""
-    yield from _knobs(Config, "")
+def knobs(of: type[msgspec.Struct] = Config) -> Iterator[Knob]:
+    """Every knob but those of the `[[slot]]` entries, which `slot_knob` knows by the slot's name.
+
+    of   described as Config is: tables in tables
+    """
+    yield from _knobs(of, "")
 
 
 def slot_knob(path: str) -> Knob | None:
@@ -59,10 +64,10 @@ def slot_knob(path: str) -> Knob | None:
 
 def _knobs(section: type[msgspec.Struct], prefix: str) -> Iterator[Knob]:
     for field in msgspec.structs.fields(section):
-        if field.name == "slot" or field.required:  # a slot's name is what finds the entry
-            continue
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield from _knobs(field.type, f"{prefix}{field.name}.")
+            continue
+        if field.name == "slot" or field.required:  # a slot's name is what finds the entry
             continue
         default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
         yield Knob(f"{prefix}{field.name}", field.type, default, *_describe(field.type))
@@ -103,12 +108,17 @@ def load(toml: Path | None = None, overrides: Sequence[tuple[str, list[str]]] = 
     return _checked(tree)
 
 
+def load_as(of: type[T], toml: Path) -> T:
+    """What a TOML file says of another description than a run's, made as Config is. Raises ConfigError as `load`."""
+    return _convert(_read_toml(toml), of)
+
+
 def _checked(tree: dict[str, Any]) -> Config:
     """The run of a tree as TOML gives it."""
     defaults = tree.get("slot_default", {})
     if isinstance(defaults, dict) and isinstance(tree.get("slot"), list):
         tree["slot"] = [{**defaults, **entry} if isinstance(entry, dict) else entry for entry in tree["slot"]]
-    config = _convert(tree)
+    config = _convert(tree, Config)
     names = [slot.name for slot in config.slot]
     for name in names:
         if names.count(name) > 1:
@@ -199,9 +209,9 @@ def _slot_entry(tree: dict[str, Any], name: str) -> dict[str, Any]:
     return added
 
 
-def _convert(tree: dict[str, Any]) -> Config:
+def _convert(tree: dict[str, Any], of: type[T]) -> T:
     try:
-        return msgspec.convert(tree, Config)
+        return msgspec.convert(tree, of)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         path = where.rstrip("`").lstrip(".")
@@ -209,13 +219,13 @@ def _convert(tree: dict[str, Any]) -> Config:
         if unknown:
             key = unknown[1]
             full = f"{path}.{key}" if path else key
-            candidates = [k.path for k in knobs()] if "slot[" not in path else [f"{path}.{f}" for f in Slot.__struct_fields__]
+            candidates = [k.path for k in knobs(of)] if "slot[" not in path else [f"{path}.{f}" for f in Slot.__struct_fields__]
             raise ConfigError(f"{full}: no such knob{closest(full, candidates)}") from None
         found: Any = tree
         for part in re.findall(r"[^.\[\]]+", path):
             found = found[int(part) if part.isdigit() else part]
-        of = re.sub(r"\[\d+\]$", "", re.sub(r"^slot\[\d+\]\.", "slot.NAME.", path))
-        knob = next((k for k in knobs() if k.path == of), None) or slot_knob(of)
+        name = re.sub(r"\[\d+\]$", "", re.sub(r"^slot\[\d+\]\.", "slot.NAME.", path))
+        knob = next((k for k in knobs(of) if k.path == name), None) or slot_knob(name)
         raise ConfigError(_refusal(path or "the file", what, found, knob)) from None
 
 
@@ -224,7 +234,7 @@ def _refusal(path: str, what: str, found: Any, knob: Knob | None) -> str:
     # The words of TOML, not of JSON.
     what = what.split(", got")[0].replace("`", "").replace("expected object", "expected a table")
     what = "expected one of the choices" if what.startswith("invalid enum value") else what
-    message = f"{path}: {what}, found {found!r}"
+    message = f"{path}: {what}" if "missing" in what else f"{path}: {what}, found {found!r}"
     if knob is not None and knob.is_list and isinstance(found, str) and not path.startswith("--"):
         message += f"; write [{json.dumps(found, ensure_ascii=False)}]"
     if knob is not None:

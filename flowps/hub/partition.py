@@ -80,13 +80,13 @@ class Partition:
 
 
 def list_files(
-    sources: Sequence[str], knob: str, exclude: Sequence[str] = (), only: Collection[str] | None = None
+    sources: Sequence[str], knob: str, exclude: Sequence[str] = (), only: Collection[str] | None = None, allow_empty: bool = False
 ) -> list[SampleFile]:  # fmt: skip
     """The Parquet files that `sources` (paths, globs, directories, fsspec URLs) name, in a stable order, footers read.
 
-    Raises DataError, naming `knob`, for a source that is not there or holds no Parquet, for a file that cannot be read, and
-    when there is no row in all; SchemaError when the files' columns differ, but for those that match a glob of `exclude`, and those
-    that are not in `only`, if it is given.
+    Raises DataError, naming `knob`, for a source that is not there or holds no Parquet, for a file that cannot be read, and, but
+    with `allow_empty`, when there is no row in all; SchemaError when the files' columns differ, but for those that match a glob of
+    `exclude`, and those that are not in `only`, if it is given.
     """
     found: dict[str, Mapping[str, str]] = {}
     for source in sources:
@@ -97,7 +97,7 @@ def list_files(
         all_names = {**files[0].columns, **file.columns}
         names = [name for name in all_names if not matches(name, exclude) and (only is None or name in only)]
         check_same(files[0].columns, file.columns, names, file.url, files[0].url)
-    if not sum(file.num_rows for file in files):
+    if not allow_empty and not sum(file.num_rows for file in files):
         raise DataError(f"{knob}: {', '.join(sources)}: {len(files)} file(s), but no rows in them; nothing to read")
     return files
 
