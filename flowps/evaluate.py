@@ -46,7 +46,7 @@ def evaluate(
     console = console or PlainConsole()
     say = partial(console.print, soft_wrap=True)
     labels = tuple(run.schema.get("labels", [run.schema["label"]]))
-    wanted = Wanted(labels, tuple(dict.fromkeys(slices)), group)
+    wanted = Wanted(labels, tuple(dict.fromkeys([slices] if isinstance(slices, str) else slices)), group)
     files = run.files(data, wanted.columns)
     schema = run.schema_for(files, labelled=True)
     parts = partitions(files, run.config.data.partition_rows)

@@ -42,7 +42,7 @@ def predict(
     """
     console = console or PlainConsole()
     say = partial(console.print, soft_wrap=True)
-    columns = tuple(dict.fromkeys(columns))
+    columns = tuple(dict.fromkeys([columns] if isinstance(columns, str) else columns))
     files = run.files(data, columns, labelled=False)
     schema = run.schema_for(files, labelled=False)
     url = out if "://" in out else os.path.abspath(out)  # workers have working directories of their own

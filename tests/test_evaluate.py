@@ -317,13 +317,15 @@ def test_without_a_checkpoint_there_are_no_rows(
 ) -> None:
     data, names = folder / "test.parquet", checkpoints(copied)
     error = refuse(capsys, copied, data, "--checkpoint", "step-000000099")
-    assert "the rows are read from a checkpoint, and there is none to be had: " in error
-    assert "step-000000099" in error
+    assert "the rows are read from a checkpoint, and step-000000099 cannot be had: " in error
+    assert f"there are {', '.join(reversed(names))}; a run has one" in error
     shutil.rmtree(copied / "checkpoints" / names[-1])
     assert names[-1] in refuse(capsys, copied, data), "summary.json names it: another would be another model"
     shutil.rmtree(copied / "checkpoints")
     (copied / "summary.json").unlink()
-    assert "a run has one when it ends, unless checkpoint.every_s and checkpoint.every_steps are 0" in refuse(capsys, copied, data)
+    error = refuse(capsys, copied, data)
+    assert "and there is none to be had: " in error
+    assert "a run has one when it ends, unless checkpoint.every_s and checkpoint.every_steps are 0" in error
     assert "is this the directory of a run?" in refuse(capsys, tmp_path / "nowhere", data)
     (copied / "schema.json").write_text("{")
     assert "schema.json: cannot be read" in refuse(capsys, copied, data)

@@ -341,7 +341,7 @@ def test_predictions_of_samples_that_were_there_before_are_not_taken_for_done(
     assert "more, which are" not in capsys.readouterr().out
     write(data / FILES[0], table.slice(100, 100))
     error = refuse(capsys, folder / "run", data, out)
-    assert f"{out}: {FILES[0]} has other predictions (flowps.source_digest " in error
+    assert f"{out}: {FILES[0]} has other predictions (of {data / FILES[0]} as it was before it was written anew)" in error
     assert main(main_words(folder / "run", data, out, "--overwrite")) == 0
     found = pq.ParquetFile(out / FILES[0]).read()["prediction"].to_numpy()
     np.testing.assert_allclose(found, by_hand(folder / "run", table.slice(100, 100)), rtol=1e-5)
@@ -361,7 +361,7 @@ def test_predictions_of_another_checkpoint_are_not_taken_for_done(
     before = snapshot(tmp_path / "out")
     error = refuse(capsys, *words)
     assert f"{tmp_path / 'out'}: {FILES[0]} has other predictions (flowps.checkpoint {first!r} there, {last!r} now)" in error
-    assert error.endswith("choose another OUT, or replace them with --overwrite")
+    assert error.endswith("choose another OUT, or replace them with --overwrite (in Python overwrite=True)")
     assert {name: of for name, of in snapshot(tmp_path / "out").items() if name != "_SUCCESS"} == {
         name: of for name, of in before.items() if name != "_SUCCESS"
     }
@@ -381,7 +381,7 @@ def test_what_is_there_of_other_data_is_not_taken_for_done(
     data, out = unlabelled(tmp_path / "data" / "x.parquet"), tmp_path / "out"
     predict(run, [str(data)], str(out))
     unlabelled(data, rows=31)
-    assert "flowps.rows '30' there, '31' now" in refuse(capsys, run.path, data, out)
+    assert f"has other predictions (of {data} as it was before it was written anew)" in refuse(capsys, run.path, data, out)
     other = unlabelled(tmp_path / "other" / "x.parquet")
     assert f"flowps.source '{data}' there, '{other}' now" in refuse(capsys, run.path, other, out)
     (out / "x.parquet").write_bytes(b"PAR1, but no more")
@@ -402,7 +402,8 @@ def test_the_data_themselves_are_never_replaced(folder: Path, tmp_path: Path, ca
 def test_an_output_that_cannot_be_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, data = folder / "run", unlabelled(tmp_path / "data" / "day=1" / "x.parquet")
     (tmp_path / "file").touch()
-    assert f"OUT {tmp_path / 'file'}: cannot be written: File exists" in refuse(capsys, run, data, tmp_path / "file")
+    assert f"OUT {tmp_path / 'file'}: is a file; choose another folder" in refuse(capsys, run, data, tmp_path / "file")
+    assert f"OUT {run}: is the directory of a run; choose another folder" in refuse(capsys, run, data, run)
     assert "OUT nothing://x: " in refuse(capsys, run, data, "nothing://x")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "day=1").touch()

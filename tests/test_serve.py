@@ -105,7 +105,7 @@ def test_it_serves_follows_and_ends(out):
 
         spoil(out / "1" / "hash.json")
         make_live(out, 1)
-        assert "a newer version cannot be served: " in served.line()
+        assert "another version cannot be served: " in served.line()
         assert client.ask({"user": USER}).version == 2
         found = served.metrics()
         assert (found["flowps_serve_loads_total"], found["flowps_serve_load_failures_total"]) == (2, 1)

@@ -170,7 +170,7 @@ def newest_valid(store: Store, say: Say, threads: int = 2) -> Manifest:
         else:
             return folder.manifest
     seen = f"none of {len(folders)} folders is a whole checkpoint" if folders else "there is no checkpoint"
-    raise CheckpointError(f"{store.url}: {seen}; give another place, or start without --resume")
+    raise CheckpointError(f"{store.url}: {seen}")
 
 
 def best(store: Store, step: int) -> Manifest | None:

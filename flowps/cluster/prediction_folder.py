@@ -61,9 +61,15 @@ class PredictionFolder:
             if f"{root}/{name}" in sources:
                 raise OutputError(f"OUT {self.url}: {name} is a file of DATA; choose another folder for the predictions")
         try:
+            if fs.exists(f"{root}/schema.json") and fs.exists(f"{root}/config.toml"):
+                raise OutputError(f"OUT {self.url}: is the directory of a run; choose another folder for the predictions")
             fs.makedirs(root, exist_ok=True)
             with suppress(FileNotFoundError):
                 fs.rm_file(f"{root}/{_DONE}")
+        except OutputError:
+            raise
+        except (FileExistsError, NotADirectoryError):
+            raise OutputError(f"OUT {self.url}: is a file; choose another folder for the predictions") from None
         except Exception as error:  # every object store has errors of its own
             raise OutputError(f"OUT {self.url}: cannot be written: {_said(error)}") from None
         for file in files:
@@ -71,7 +77,7 @@ class PredictionFolder:
             if differs and not overwrite:
                 raise OutputError(
                     f"{self.url}: {names[file.url]} has other predictions ({differs}); choose another OUT, or replace them with "
-                    "--overwrite"
+                    "--overwrite (in Python overwrite=True)"
                 )
             if differs:
                 try:
@@ -188,6 +194,8 @@ class PredictionFolder:
         there = {key.decode(): value.decode(errors="replace") for key, value in metadata.items()}
         wanted = self.metadata(file.url, file.num_rows, file.digest)
         differ = [key for key, value in wanted.items() if there.get(key) != value]
+        if differ and {*differ} <= {_DIGEST, _ROWS} and _DIGEST in there:
+            return f"of {file.url} as it was before it was written anew"
         return "; ".join(f"{key} {_shown(there.get(key, 'none'))} there, {_shown(wanted[key])} now" for key in differ)
 
 

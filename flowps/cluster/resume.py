@@ -126,7 +126,11 @@ def find(config: Config, say: Callable[[str], None]) -> Resume | None:
     elif not config.resume:
         return None
     store = Store(url)
-    return Resume(url, tuple(chain(store, newest_valid(store, say))), taken)
+    try:
+        return Resume(url, tuple(chain(store, newest_valid(store, say))), taken)
+    except CheckpointError as error:
+        option = "--warm_start" if config.warm_start else "--resume"
+        raise CheckpointError(f"{error}; give another place, or start without {option}") from None
 
 
 def choose(resume: Resume, schema: Schema, say: Callable[[str], None]) -> Resume:

@@ -160,8 +160,7 @@ class RunDir:
             self._schema,
         ]
         if not self._aside.exists():  # or an interrupted move is taken up again
-            saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
-            if not saved and not any(path.exists() for path in (self.model, self.summary, self.embeddings)):
+            if not self._has_trained:
                 for path in left:
                     if path == self.checkpoints:
                         shutil.rmtree(path, ignore_errors=True)
@@ -173,6 +172,12 @@ class RunDir:
             if path.exists():
                 path.rename(self._aside / path.name)
         self._aside.rename(self.previous)
+
+    @property
+    def _has_trained(self) -> bool:
+        """Whether the last run here has come as far as to leave something."""
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return saved or any(path.exists() for path in (self.model, self.summary, self.embeddings))
 
     def _check_earlier(self, schema: Schema) -> bool:
         if not any(self.path.iterdir()):
@@ -192,7 +197,7 @@ class RunDir:
         # By way of JSON, so that tuples and lists compare.
         wanted = json.loads(json.dumps(schema.to_json()))
         differs = difference(found, wanted)
-        if differs:
+        if differs and (self._has_trained or self._aside.exists() or self.previous.exists()):
             raise RunDirError(
                 f"run directory {self.path}: holds a run with another schema ({differs}); "
                 "choose another with --run_dir, or make the schemas equal"

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from flowps.checkpoint.manifest import chain, check, load, newest_valid
+from flowps.checkpoint.manifest import chain, check, found, load, newest_valid
 from flowps.checkpoint.store import Store
 from flowps.cluster.assign import Assignment
 from flowps.cluster.plan import Memory, Plan
@@ -130,11 +130,21 @@ def open_run(
         store = Store(url)
         resume = Resume(url, tuple(check(store, load(store, name)) if name else chain(store, newest_valid(store, say))))
     except CheckpointError as error:
+        what = f"{name} cannot be had" if name else "there is none to be had"
         raise CheckpointError(
-            f"{path}: the rows are read from a checkpoint, and there is none to be had: {error}; a run has one when it ends, "
-            "unless checkpoint.every_s and checkpoint.every_steps are 0"
+            f"{path}: the rows are read from a checkpoint, and {what}: {error}; {_others(url)}a run has one "
+            "when it ends, unless checkpoint.every_s and checkpoint.every_steps are 0"
         ) from None
     return TrainedRun(path, config, schema, resume)
+
+
+def _others(url: str) -> str:
+    """What checkpoints there are, in words."""
+    try:
+        names = [folder.name for folder in found(Store(url)) if folder.manifest is not None]
+    except CheckpointError:
+        return ""
+    return f"there are {', '.join(names)}; " if names else ""
 
 
 def _ended_with(path: Path) -> str:

@@ -66,7 +66,7 @@ class Live:
         except (FlowpsError, MemoryError) as error:
             self._meter.failed()
             what = str(error) or "there is not enough memory for it beside the old one"
-            self._say(f"a newer version cannot be served: {what}; version {self._tables.version.number} stays")
+            self._say(f"another version cannot be served: {what}; version {self._tables.version.number} stays")
             return False
         before, self._tables, self._served = self._tables, tables, seen
         self._meter.loaded(tables)

@@ -54,7 +54,7 @@ def test_the_newest_is_first_by_step_then_by_time(memory: Store) -> None:
 
 def test_a_store_without_checkpoints(store: Store) -> None:
     assert found(store) == []
-    with pytest.raises(CheckpointError, match="there is no checkpoint; give another place, or start without --resume"):
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint$"):
         newest_valid(store, silent)
     with pytest.raises(
         CheckpointError, match=rf"/{named(1)}/manifest\.json: is missing, so {named(1)} is no checkpoint, or an unfin"
@@ -98,7 +98,7 @@ def test_all_that_are_no_good_are_told_and_none_is_taken(memory: Store) -> None:
         memory.remove(f"{named(step)}/dense.weights")
     unfinished(memory, 3)
     said: list[str] = []
-    with pytest.raises(CheckpointError, match="none of 3 folders is a whole checkpoint; give another place, or start without"):
+    with pytest.raises(CheckpointError, match=r"none of 3 folders is a whole checkpoint$"):
         newest_valid(memory, said.append)
     assert [remark.split()[1] for remark in said] == [named(3), named(2), named(1)]
     assert f"{memory.url}/{named(2)}/dense.weights: is missing" in said[1]

@@ -64,6 +64,7 @@ OTHERS: dict[str, tuple[Callable[[], Schema], str]] = {
 @pytest.mark.parametrize(("pooling", "is_refused"), [("none", True), ("sum", False)])
 def test_the_length_of_a_sequence_is_part_of_the_model(tmp_path: Path, pooling: str, is_refused: bool) -> None:
     take(tmp_path / "run", schema(pooling=pooling, max_len=5))
+    (tmp_path / "run" / "model.keras").touch()
     if not is_refused:
         take(tmp_path / "run", schema(pooling=pooling, max_len=6))
         return
@@ -71,10 +72,21 @@ def test_the_length_of_a_sequence_is_part_of_the_model(tmp_path: Path, pooling: 
         take(tmp_path / "run", schema(pooling=pooling, max_len=6))
 
 
+def test_a_run_with_another_schema_that_has_not_trained_anything_gives_way(tmp_path: Path) -> None:
+    """As one that was refused for its model leaves it."""
+    take(tmp_path / "run")
+    take(tmp_path / "run", schema(dim=3))
+    assert json.loads((tmp_path / "run" / "schema.json").read_text())["slots"][0]["dim"] == 3
+    (tmp_path / "run" / "checkpoints" / "step-1").mkdir(parents=True)
+    with pytest.raises(RunDirError, match="holds a run with another schema"):
+        take(tmp_path / "run")
+
+
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_run_with_another_schema_is_refused_and_left_as_it_is(tmp_path: Path, other: str) -> None:
     make, found = OTHERS[other]
     take(tmp_path / "run")
+    (tmp_path / "run" / "model.keras").touch()
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(RunDirError) as refusal:
         take(tmp_path / "run", make())

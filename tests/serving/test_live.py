@@ -123,7 +123,7 @@ class TestABrokenVersion:
             assert not live.refresh()
         assert told.failures == 1
         assert len(said) == 1
-        assert "a newer version cannot be served: " in said[0]
+        assert "another version cannot be served: " in said[0]
         assert "user.parquet: is damaged: its SHA-256 is not that in the manifest" in said[0]
         assert said[0].endswith("; version 1 stays")
         np.testing.assert_array_equal(read(live), WEIGHTS)
