@@ -1,11 +1,12 @@
 # make train   a fresh machine: creates .venv, installs, generates data with a known answer, trains on it
 # make test    lint, types, import contract, tests; what CI runs
 # make test-deep   the property and stress tests of the embedding tables, forty times as long
-# make test-long   several trainers and how they end, benchmarks that train: minutes, and so not part of `make test`
+# make test-long   several trainers and how they end, retraining killed at every step, benchmarks that train: minutes, and so not part of `make test`
 # make faults  a run whose processes hang, or are killed at random moments, a hundred times: an hour or so
 # make proto   regenerates flowps/ps/wire/flowps_pb2.py from flowps.proto, and that of flowps/serving/wire
 # make docs    builds the documentation in site/, and fails where a link or a reference leads nowhere
 # make bench   measures the workloads and writes the README's table
+# make retrain-demo ML100K=FOLDER   three weeks of retraining on MovieLens 100k, in a few minutes
 # make quality ML1M=FOLDER   the built-in models beside the same in plain Keras, on MovieLens-style data: an hour or two
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/quickstart
 
-.PHONY: train test test-deep test-long faults lint proto proto-serving bench quality docs clean
+.PHONY: train test test-deep test-long faults lint proto proto-serving bench quality retrain-demo docs clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m flowps.synthetic $(DATA)
@@ -26,7 +27,7 @@ test-deep: $(VENV)/installed-test
 	FLOWPS_DEEP=40 $(BIN)/python -m pytest --timeout 3600 tests/ps/test_table.py tests/ps/test_threads.py
 
 test-long: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests/trainer/long_group.py tests/trainer/long_group_step.py tests/cluster/long_trainers.py tests/cluster/long_scoring.py tests/bench/long_end_to_end.py
+	$(BIN)/python -m pytest tests/trainer/long_group.py tests/trainer/long_group_step.py tests/cluster/long_trainers.py tests/cluster/long_scoring.py tests/workflows/long_kills.py tests/bench/long_end_to_end.py
 
 faults: $(VENV)/installed-test
 	$(BIN)/python -m pytest --timeout 7200 -s tests/faults/long_faults.py tests/faults/long_hangs.py
@@ -49,6 +50,9 @@ bench: $(VENV)/installed-test
 quality: $(VENV)/installed-test
 	$(BIN)/python -m bench.quality $(ML1M)
 	$(BIN)/python -m bench.quality $(ML1M) --orders
+
+retrain-demo: $(VENV)/installed
+	$(BIN)/python -m workflows.demo $(ML100K)
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -39,7 +39,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     }
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
-    for path in sorted([*(ROOT / "examples").rglob("*"), *(ROOT / "flowps").rglob("*.proto")]):
+    of_site = [*(ROOT / "examples").rglob("*"), *(ROOT / "flowps").rglob("*.proto"), *(ROOT / "workflows" / "deploy").glob("*")]
+    for path in sorted(of_site):
         if path.is_file() and "__pycache__" not in path.parts:
             name = str(path.relative_to(ROOT))
             files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls, inclusion=InclusionLevel.INCLUDED))
@@ -50,7 +51,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Links out of docs/ as the site has them."""
     if page.file.src_uri.startswith("examples/"):
         return re.sub(r"\]\(((?:\.\./)+)docs/", r"](\1", markdown)
-    return re.sub(r"\]\(\.\./(examples|flowps)/", r"](\1/", markdown)
+    return re.sub(r"\]\(\.\./(examples|flowps|workflows)/", r"](\1/", markdown)
 
 
 def knobs_page() -> str:

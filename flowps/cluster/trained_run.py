@@ -60,6 +60,13 @@ class TrainedRun:
         """The schema for other files. Raises SchemaError where they have not what the model needs."""
         return schema_for(self.schema, files[0].columns, files[0].url, labelled)
 
+    @property
+    def columns(self) -> set[str]:
+        """That the model was trained on: features, weights of their values, labels."""
+        slots = self.schema["slots"]
+        labels = self.schema.get("labels", [self.schema["label"]])
+        return {slot["name"] for slot in slots} | {slot.get("weights", "") for slot in slots} | {*self.schema["dense"], *labels}
+
     def files(self, sources: Sequence[str], columns: Sequence[str] = (), labelled: bool = True) -> list[SampleFile]:
         """The Parquet files that `sources` name. Others than the model's and these `columns` may differ between them.
 
