@@ -1,4 +1,4 @@
-"""Which stage is named as the one that bounds a run, from figures alone. `tests/cluster/test_verdicts.py` has runs."""
+"""Which stage is named as the one that bounds a run, from figures alone. `tests/cluster/long_verdicts.py` has runs."""
 
 from __future__ import annotations
 
