@@ -18,6 +18,7 @@ from bench import faults as faults_bench
 from bench import map as map_bench
 from bench import placement as placement_bench
 from bench import quality as quality_bench
+from bench import retraining as retraining_bench
 from bench import rpc as rpc_bench
 from bench import serving as serving_bench
 from bench import status as status_bench
@@ -29,7 +30,16 @@ RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
 DOCS = [
     ROOT / "docs" / name
-    for name in ("tables.md", "cluster.md", "checkpoints.md", "status.md", "serving.md", "models.md", "training.md")
+    for name in (
+        "tables.md",
+        "cluster.md",
+        "checkpoints.md",
+        "status.md",
+        "serving.md",
+        "models.md",
+        "training.md",
+        "retraining.md",
+    )
 ]
 
 
@@ -221,6 +231,11 @@ def orders() -> str:
     return _with_machine(quality_bench.orders, "quality.json")
 
 
+def retraining() -> str:
+    """Three weeks of retraining beside none, and beside training from scratch."""
+    return _with_machine(retraining_bench.markdown, "retraining.json")
+
+
 def status() -> str:
     """What run status and traces cost."""
     return _with_machine(status_bench.markdown, "status.json")
@@ -239,6 +254,7 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "kernel": kernel,
     "map": map_table,
     "placement": placement,
+    "retraining": retraining,
     "roles": roles,
     "rpc": rpc,
     "serving": serving,

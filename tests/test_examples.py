@@ -22,12 +22,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 
 from flowps.config import Config
 from flowps.knob import from_mapping, knobs, load
 from flowps.synthetic import dsp_ctr, generate, quickstart
+from workflows.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -160,7 +162,9 @@ def test_a_run_of_the_examples_has_knobs_that_there_are(path: Path):
 def test_settings_in_the_pages_are_knobs_that_there_are():
     for path in PAGES:
         for block in re.findall(r"```toml\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
-            if "--8<--" not in block:
+            if block.startswith("# pipeline.toml"):
+                assert msgspec.convert(tomllib.loads(block), Pipeline), path.name
+            elif "--8<--" not in block:
                 assert isinstance(from_mapping(tomllib.loads(block)), Config), path.name
 
 

@@ -26,13 +26,15 @@ from typing import Any, TypeVar
 
 import fsspec
 import msgspec
+import pyarrow as pa
 from rich.console import Console
 
+from flowps.checkpoint.manifest import newest_valid
 from flowps.checkpoint.store import Store
 from flowps.cluster.resume import place_of
 from flowps.cluster.trained_run import TrainedRun, open_run
 from flowps.config import Config
-from flowps.errors import DataError, ModelError, RunDirError
+from flowps.errors import CheckpointError, DataError, FlowpsError, ModelError, RunDirError
 from flowps.evaluate import evaluate
 from flowps.export import export
 from flowps.hub.partition import SampleFile, list_files
@@ -149,7 +151,9 @@ class _Way:
                 around.say(f"{attempt.slot}: live model {attempt.base} on the slot, before it is trained: {_shown(preview)}")
             trained = self._once("train", Trained, lambda: self._train(files))
             compared = self._once("evaluate", Compared, lambda: self._evaluate(trained))
-        except (DataError, ModelError) as error:  # another start would find the same
+        except (DataError, ModelError) as error:
+            if _may_pass(error) and not self._has_failed_before(error):
+                raise
             return self._reject([f"{type(error).__name__}: {error}"])
         verdict = self._once("judge", Verdict, lambda: judge(compared.new, compared.live, around.read.pipeline.gate))
         for reason in verdict.reasons:
@@ -157,6 +161,12 @@ class _Way:
         if not verdict.accepted:
             return self._reject(verdict.reasons)
         return self._publish(checked, preview, trained, compared, verdict)
+
+    def _has_failed_before(self, error: FlowpsError) -> bool:
+        """Whether an error like this one ended a start before this one; it is noted for the next."""
+        before = self._ledger.result(self._attempt, "failed") is not None
+        self._ledger.done(self._attempt, "failed", {"of": str(error)}, 0.0)
+        return before
 
     def _once(self, step: str, of: Any, work: Callable[[], Any]) -> Any:
         """What a step has found, now or before."""
@@ -233,7 +243,7 @@ class _Way:
             checkpoint=msgspec.structs.replace(config.checkpoint, url=url),
             run_dir=str(self._run_dir),
         )
-        goes_on = bool(Store(place_of(begun, self._run_dir)).folders())
+        goes_on = _has_checkpoint(Store(place_of(begun, self._run_dir)))
         return msgspec.structs.replace(begun, **({"resume": True} if goes_on else {"warm_start": warm_start}))
 
     def _new_columns(self, live: TrainedRun, files: Files) -> list[str]:
@@ -354,6 +364,26 @@ def prune(around: Around) -> None:
             Store(url).delete(attempt.name)
     if gone:
         around.say(f"models {', '.join(map(str, gone))} are deleted: publish.keep is {pipeline.publish.keep}")
+
+
+def _may_pass(error: FlowpsError) -> bool:
+    """Whether another start may find the samples readable: a store did not answer, a file was just being replaced.
+
+    What is wrong with the samples themselves has no cause but Arrow's refusal to read them.
+    """
+    cause = error.__cause__
+    said = str(error)
+    is_arrows = isinstance(cause, pa.ArrowException)
+    return (cause is not None and not is_arrows) or (not is_arrows and "cannot be read: " in said) or "has gone since" in said
+
+
+def _has_checkpoint(store: Store) -> bool:
+    """Whether there is one to go on from. What a killed run has left of one is none."""
+    try:
+        newest_valid(store, lambda text: None)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _listed(urls: Sequence[str]) -> list[SampleFile]:

@@ -42,7 +42,7 @@ from workflows.store import Registry
 
 FIRST, DAYS, BAD = date(1997, 11, 5), 21, 8  # the bad day is the ninth
 FIXED_SHARE = 0.1
-_NAMES = ("retrained every day", "from scratch every day", "never retrained")
+WAYS = ("retrained every day", "from scratch every day", "never retrained")
 
 RUN = """\
 model = "dnn"
@@ -151,30 +151,34 @@ def replay(data: Path, to: Path, console: Console) -> dict[str, list[float | Non
     first = Path(registry.record(1).run)
     kept = to / "first-run"  # pruning would take it
     shutil.copytree(first, kept)
-    series: dict[str, list[float | None]] = {name: [] for name in _NAMES}
+    series: dict[str, list[float | None]] = {name: [] for name in WAYS}
     for k, path in enumerate(files[1:]):
         live = Path(registry.record(registry.live()).run)
         good = [
             of for n, of in enumerate(files[: k + 1]) if n != BAD + 1
         ]  # whoever trains from scratch has found the bad day by now
-        for name, auc in zip(_NAMES, (auc_of(live, path), from_scratch(to, good, path), auc_of(kept, path)), strict=True):
+        for name, auc in zip(WAYS, (auc_of(live, path), from_scratch(to, good, path), auc_of(kept, path)), strict=True):
             series[name].append(auc)
         arrive(path, to, FIRST + timedelta(days=k))
         retrain(read, Wanted(), console)
     return series
 
 
+def means(series: dict[str, list[float | None]]) -> dict[str, float]:
+    """Of each way, over all days but the shuffled one."""
+    return {name: float(np.mean([of for k, of in enumerate(aucs) if of is not None and k != BAD])) for name, aucs in series.items()}
+
+
 def show(series: dict[str, list[float | None]], to: Path, console: Console) -> None:
     """Print the table and draw the page."""
     days = [str(FIRST + timedelta(days=k)) for k in range(DAYS)]
-    table = Table("day", *_NAMES, title="AUC of a day before it is trained", title_justify="left")
+    table = Table("day", *WAYS, title="AUC of a day before it is trained", title_justify="left")
     for k, day in enumerate(days):
-        cells = [series[name][k] for name in _NAMES]
+        cells = [series[name][k] for name in WAYS]
         table.add_row(f"{day}{' (labels shuffled)' if k == BAD else ''}", *("–" if of is None else f"{of:.4f}" for of in cells))
-    means = [np.mean([of for k, of in enumerate(series[name]) if of is not None and k != BAD]) for name in _NAMES]
-    table.add_row("mean, without the shuffled day", *(f"{mean:.4f}" for mean in means))
+    table.add_row("mean, without the shuffled day", *(f"{mean:.4f}" for mean in means(series).values()))
     console.print(table)
-    keys = " · ".join(f'<span class="key{k}">● {name}</span>' for k, name in enumerate(_NAMES))
+    keys = " · ".join(f'<span class="key{k}">● {name}</span>' for k, name in enumerate(WAYS))
     page = _PAGE.format(curve=curve([day[5:] for day in days], series), keys=keys)
     (to / "demo.html").write_text(page, encoding="utf-8")
     console.print(f"drawn in {to / 'demo.html'}", soft_wrap=True)

@@ -17,7 +17,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def judge(new: Quality, live: Quality | None, knobs: Gate) -> Verdict:
     """Compare a new model with the live one; a first model with what is asked of any."""
-    found = [_least_auc(new, knobs), _calibration(new, knobs)]
+    found = [_least_auc(new, knobs), _calibration(new, live, knobs)]
     if live is not None:
         found += [_auc(new, live, knobs), _entropy(new, live, knobs)]
     return Verdict(all(passed for passed, _ in found), [words for _, words in sorted(found, key=lambda of: of[0])])
@@ -29,11 +29,14 @@ def _least_auc(new: Quality, knobs: Gate) -> tuple[bool, str]:
     return new.auc >= knobs.least_auc, f"AUC {new.auc:.4f}, at least {knobs.least_auc:g} (gate.least_auc)"
 
 
-def _calibration(new: Quality, knobs: Gate) -> tuple[bool, str]:
+def _calibration(new: Quality, live: Quality | None, knobs: Gate) -> tuple[bool, str]:
+    """Beyond the bound it passes if the live model is further off: with a bound alone, nothing could go live any more."""
     if new.calibration is None:
         return False, "no calibration: the fixed set has no positive label"
-    off = abs(new.calibration - 1)
-    return off <= knobs.calibration, f"calibration {new.calibration:.3f}, 1 ± {knobs.calibration:g} (gate.calibration)"
+    bound, beside = knobs.calibration, ""
+    if live is not None and live.calibration is not None:
+        bound, beside = max(bound, abs(live.calibration - 1)), f", the live model's is {live.calibration:.3f}"
+    return abs(new.calibration - 1) <= bound, f"calibration {new.calibration:.3f}{beside}: 1 ± {bound:.3g} (gate.calibration)"
 
 
 def _auc(new: Quality, live: Quality, knobs: Gate) -> tuple[bool, str]:

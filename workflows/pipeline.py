@@ -38,6 +38,9 @@ class Partitions(_Section, frozen=True, kw_only=True):
     min_age_s: Annotated[
         float, Meta(ge=0, description="without a marker: seconds since the slot's end and since its newest file")
     ] = 3600.0
+    late_s: Annotated[
+        float, Meta(ge=0, description="how much older than the newest trained slot one may be to be trained by itself, in seconds")
+    ] = 7 * 86_400.0
     keys: Annotated[bool, Meta(description="whether the folders' keys, as date and hour, are columns to train on")] = False
     first: Annotated[str, Meta(description="slots before this one, as in 2024-09-21T14, are left alone; empty: none are")] = ""
 
@@ -69,7 +72,11 @@ class Gate(_Section, frozen=True, kw_only=True):
     least_auc: Annotated[Share, Meta(description="AUC at least, also of a first model")] = 0.5
     ne_rise: Annotated[float, Meta(ge=0, description="normalised entropy above the live model's, at most, relative to it")] = 0.01
     calibration: Annotated[
-        float, Meta(gt=0, description="how far the sum of predictions may be from that of the labels, relative to it")
+        float,
+        Meta(
+            gt=0,
+            description="how far the sum of predictions may be from that of the labels, relative to it, or as far as the live's",
+        ),
     ] = 0.2
 
 

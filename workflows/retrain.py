@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -115,7 +116,9 @@ def _next(around: Around, wanted: Wanted) -> tuple[Attempt, tuple[File, ...]] | 
 
 def _files_of(around: Around, attempt: Attempt) -> tuple[File, ...]:
     """What an attempt would be begun with now: it was killed before it had taken its files."""
-    found = next((of for of in _found(around.read) if of.slot.name == attempt.slot), None)
+    found = next(
+        (of for of in _found(around.read, around.read.pattern.parse(attempt.slot).begins) if of.slot.name == attempt.slot), None
+    )
     if found is None:
         return ()
     known = around.ledger.known(attempt.slot) if attempt.kind == "more" else {}
@@ -124,12 +127,12 @@ def _files_of(around: Around, attempt: Attempt) -> tuple[File, ...]:
 
 def due_slots(read: Read, ledger: Ledger, wanted: Wanted) -> Iterator[Due]:
     """The slots that are due, in order of time; those that were asked for anew first."""
-    found = [of for of in _found(read) if of.is_ready]
     ended: dict[str, float] = {}  # slot → when its last attempt began
     for attempt in ledger.attempts():
         if attempt.status not in ("running", "superseded"):
             ended[attempt.slot] = attempt.started
     request = ledger.requested()
+    found = [of for of in _found(read, _since(read, ledger, wanted)) if of.is_ready]
     if request is not None:
         first, last = read.pattern.parse(request.first), read.pattern.parse(request.last)
         for of in found:
@@ -137,9 +140,8 @@ def due_slots(read: Read, ledger: Ledger, wanted: Wanted) -> Iterator[Due]:
                 yield Due(of.slot, "again", of.files)
         return
     newest = max((read.pattern.parse(name) for name in ended), default=None)
-    start = read.pattern.parse(read.pipeline.partitions.first) if read.pipeline.partitions.first else None
     for of in found:
-        if not wanted.has(of.slot) or (wanted.first is None and start is not None and of.slot < start):
+        if not wanted.has(of.slot):
             continue
         if of.slot.name not in ended:
             yield Due(of.slot, "late" if newest is not None and of.slot < newest else "new", of.files)
@@ -149,10 +151,10 @@ def due_slots(read: Read, ledger: Ledger, wanted: Wanted) -> Iterator[Due]:
             yield Due(of.slot, "more", more)
 
 
-def changed(read: Read, ledger: Ledger) -> dict[str, list[str]]:
+def changed(found: Sequence[Found], ledger: Ledger) -> dict[str, list[str]]:
     """slot → its files that were trained, and have been written anew since: nothing is done about them by itself."""
     changed: dict[str, list[str]] = {}
-    for of in _found(read):
+    for of in found:
         known = ledger.known(of.slot.name)
         urls = [file.url for file in of.files if file.url in known and known[file.url].size != file.size]
         if urls:
@@ -160,9 +162,21 @@ def changed(read: Read, ledger: Ledger) -> dict[str, list[str]]:
     return changed
 
 
-def _found(read: Read) -> list[Found]:
+def _since(read: Read, ledger: Ledger, wanted: Wanted) -> datetime:
+    """Slots that begin before are not looked at: there may be years of them."""
+    request, knobs = ledger.requested(), read.pipeline.partitions
+    if request is not None:
+        return read.pattern.parse(request.first).begins
+    if wanted.first is not None:
+        return wanted.first.begins
+    begins = read.pattern.parse(knobs.first).begins if knobs.first else datetime.min
+    newest = max((read.pattern.parse(of.slot).begins for of in ledger.attempts() if of.status != "running"), default=None)
+    return begins if newest is None else max(begins, newest - timedelta(seconds=knobs.late_s))
+
+
+def _found(read: Read, since: datetime) -> list[Found]:
     knobs = read.pipeline.partitions
-    return find(knobs.root, read.pattern, read.zone, knobs.marker, knobs.min_age_s, time.time())
+    return find(knobs.root, read.pattern, read.zone, knobs.marker, knobs.min_age_s, time.time(), since)
 
 
 def show_plan(read: Read, wanted: Wanted, console: Console) -> None:
@@ -170,9 +184,10 @@ def show_plan(read: Read, wanted: Wanted, console: Console) -> None:
     with closing(Ledger(read.state)) as ledger:
         due = {of.slot.name: of for of in due_slots(read, ledger, wanted)}
         last = {attempt.slot: attempt for attempt in ledger.attempts()}
-        others = changed(read, ledger)
+        found = _found(read, _since(read, ledger, wanted))
+        others = changed(found, ledger)
         table = Table("slot", "files", "now", "would be done", title_justify="left")
-        for of in _found(read):
+        for of in found:
             name, attempt = of.slot.name, last.get(of.slot.name)
             now = of.waits_for and f"waits {of.waits_for}"
             now = attempt.status if attempt is not None else now or "ready"

@@ -126,11 +126,13 @@ class Pattern:
         shown = _next(slot.begins, self._fineness).replace(tzinfo=zone)
         return max(shown.timestamp(), shown.replace(fold=1).timestamp())
 
-    def folders(self, fs: Any, root: str) -> Iterator[tuple[Slot, str]]:
-        """The slots below a folder, in no order, with their paths."""
-        yield from self._below(fs, root, 0, {})
+    def folders(self, fs: Any, root: str, since: datetime) -> Iterator[tuple[Slot, str]]:
+        """The slots below a folder that begin at `since` or later, in no order, with their paths. Older folders are not listed."""
+        yield from self._below(fs, root, 0, {}, since)
 
-    def _below(self, fs: Any, folder: str, depth: int, read: dict[str, str]) -> Iterator[tuple[Slot, str]]:
+    def _below(self, fs: Any, folder: str, depth: int, read: dict[str, str], since: datetime) -> Iterator[tuple[Slot, str]]:
+        if read and self._is_over(read, since):
+            return
         if depth == len(self._parts):
             try:
                 begins = datetime.strptime("".join(read[d] for d, _, _ in _GRAINS[: self._fineness]), self._digits)
@@ -141,7 +143,21 @@ class Pattern:
         for entry in fs.ls(folder, detail=True):
             name = str(entry["name"]).rstrip("/").rpartition("/")[2]
             if entry["type"] == "directory" and (match := self._parts[depth].fullmatch(name)):
-                yield from self._below(fs, str(entry["name"]).rstrip("/"), depth + 1, {**read, **match.groupdict()})
+                yield from self._below(fs, str(entry["name"]).rstrip("/"), depth + 1, {**read, **match.groupdict()}, since)
+
+    def _is_over(self, read: dict[str, str], since: datetime) -> bool:
+        """Whether everything below a folder, of which so much is known, ends by `since`."""
+        known = 0
+        while known < self._fineness and _GRAINS[known][0] in read:
+            known += 1
+        if not known:
+            return False
+        digits = "".join(f"%{directive}" for directive, _, _ in _GRAINS[:known])
+        try:
+            begins = datetime.strptime("".join(read[directive] for directive, _, _ in _GRAINS[:known]), digits)
+        except ValueError:  # the 30th of February
+            return True
+        return _next(begins, known) <= since
 
     @cached_property
     def _digits(self) -> str:
@@ -163,8 +179,10 @@ def _next(begins: datetime, fineness: int) -> datetime:
             return begins + timedelta(minutes=1)
 
 
-def find(root: str, pattern: Pattern, zone: ZoneInfo, marker: str, min_age_s: float, now: float) -> list[Found]:
-    """The slots below `root`, in order of time, ready or not.
+def find(
+    root: str, pattern: Pattern, zone: ZoneInfo, marker: str, min_age_s: float, now: float, since: datetime = datetime.min
+) -> list[Found]:  # fmt: skip
+    """The slots below `root` that begin at `since` or later, in order of time, ready or not.
 
     marker      file that makes a slot ready; "": being over, and having no file that is newer, for `min_age_s` does
     now         in seconds since 1970
@@ -179,7 +197,7 @@ def find(root: str, pattern: Pattern, zone: ZoneInfo, marker: str, min_age_s: fl
         return sorted(
             (
                 _look(fs, folder, slot, marker, min_age_s, now, pattern.ends(slot, zone))
-                for slot, folder in pattern.folders(fs, path.rstrip("/"))
+                for slot, folder in pattern.folders(fs, path.rstrip("/"), since)
             ),
             key=lambda found: found.slot,
         )

@@ -156,6 +156,12 @@ class Registry:
         folder = f"models/{record.version}"
         with _refusing():
             if self._store.exists(f"records/{record.version}.json"):
+                there = self.record(record.version)
+                if (there.attempt, there.slot, there.pipeline) != (record.attempt, record.slot, record.pipeline):
+                    raise BundleError(
+                        f"{self.url}: model {record.version} is there already, of slot {there.slot} and {there.pipeline}; give "
+                        "every pipeline a registry of its own"
+                    )
                 return
             self._store.delete(folder)
             files = sorted(path for path in bundle.rglob("*") if path.is_file())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from contextlib import closing
 from pathlib import Path
@@ -25,30 +24,6 @@ def test_a_shard_and_then_a_trainer_are_killed(samples: Path, unharmed: Path, tm
         run.command.succeed(timeout_s=2 * RECOVERY_S)
     assert_adds_up(tmp_path / "run", EPOCHS * ROWS)
     assert_same(tmp_path / "run", unharmed)
-
-
-def test_only_the_shard_that_is_lost_goes_back(samples: Path, tmp_path: Path) -> None:
-    """Everybody else goes on: nothing is read again, and what the shard has not learned is counted and said."""
-    run_dir, said = tmp_path / "run", []
-    with victim(samples, run_dir, *MANY, "--checkpoint.recovery", "partial") as run:
-        for role, how in (("ps-1", signal.SIGKILL), ("ps-0", signal.SIGSTOP)):
-            run.wait_for_checkpoint()
-            pid = run.hurt(role, how)
-            run.command.wait_for(rf"worker {role} at .*; shard {role[-1]} goes back to step \d+ alone$", RECOVERY_S)
-            said.append(run.command.wait_for(rf"^shard {role[-1]} is back; its rows have not learned ([\d,]+) of", RECOVERY_S)[1])
-        if psutil.pid_exists(pid):
-            os.kill(pid, signal.SIGCONT)
-        saved = run.wait_for_checkpoint()
-        out = run.command.succeed(timeout_s=2 * RECOVERY_S)
-    ledger = assert_adds_up(run_dir, EPOCHS * ROWS)
-    assert ledger["replayed"] == 0
-    unlearned = dict(zip(("shard 1", "shard 0"), (int(count.replace(",", "")) for count in said), strict=True))
-    assert ledger["unlearned"] == unlearned
-    assert any(unlearned.values())
-    for shard, count in unlearned.items():
-        assert f"rows of {shard} have not learned {count:,} of those trained" in out
-    assert next(event for event in events(run_dir, "Saved") if event["step"] == saved)["kind"] == "full"
-    assert summary(run_dir)["test"]["auc"] > 0.8
 
 
 def test_the_command_is_killed_and_started_again(samples: Path, unharmed: Path, tmp_path: Path) -> None:

@@ -43,8 +43,15 @@ def test_beside_the_live_model(new: dict[str, float | None], accepted: bool) -> 
 def test_a_first_model_has_none_beside_it() -> None:
     verdict = judge(quality(0.61, 2.0), None, KNOBS)
     assert verdict.accepted
-    assert verdict.reasons == ["AUC 0.6100, at least 0.6 (gate.least_auc)", "calibration 1.000, 1 ± 0.1 (gate.calibration)"]
+    assert verdict.reasons == ["AUC 0.6100, at least 0.6 (gate.least_auc)", "calibration 1.000: 1 ± 0.1 (gate.calibration)"]
     assert not judge(quality(0.59), None, KNOBS).accepted
+
+
+def test_one_that_is_off_passes_where_the_live_model_is_further_off() -> None:
+    assert judge(quality(calibration=1.25), quality(calibration=0.7), KNOBS).accepted
+    verdict = judge(quality(calibration=1.35), quality(calibration=0.7), KNOBS)
+    assert not verdict.accepted
+    assert verdict.reasons[0] == "calibration 1.350, the live model's is 0.700: 1 ± 0.3 (gate.calibration)"
 
 
 def test_what_speaks_against_it_comes_first() -> None:

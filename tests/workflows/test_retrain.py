@@ -11,16 +11,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import flowps.serving
-from flowps.errors import RunDirError
+from flowps.errors import DataError, RunDirError
 from tests.scored import columns_of, snapshot, write
 from tests.workflows.pipelines import ROWS, Days, Killed, go, ledger_of, quiet, said, trained_rows
 from workflows.retrain import Wanted, main, retrain, show_plan
+from workflows.store import Registry
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -194,6 +196,16 @@ def test_a_range_is_filled_in_and_trained_anew_when_asked(tmp_path: Path) -> Non
     assert go(days) == [], "the request is done"
 
 
+def test_slots_that_are_too_late_are_left_to_a_backfill(tmp_path: Path) -> None:
+    days = Days(tmp_path, partitions={"late_s": 2 * 86_400.0})
+    days.day(9)
+    assert go(days) == [("2024-09-09", "new", "published")]
+    days.day(6)
+    days.day(7)
+    assert go(days) == [("2024-09-07", "late", "published")]
+    assert go(days, first=days.slot(1), last=days.slot(30)) == [("2024-09-06", "late", "published")]
+
+
 def test_an_interrupted_request_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     days = Days(tmp_path)
     for number in (1, 2):
@@ -211,6 +223,30 @@ def test_an_interrupted_request_is_gone_on_with(tmp_path: Path, monkeypatch: pyt
     with closing(ledger_of(days)) as ledger:
         assert [of.slot for of in ledger.attempts() if of.kind == "again"] == ["2024-09-01", "2024-09-02"]
         assert ledger.requested() is None
+
+
+def test_partitions_and_registry_in_an_object_store(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    try:
+        days = Days(
+            tmp_path, partitions={"root": "memory://retrain-bucket/days"}, publish={"registry": "memory://retrain-bucket/models"},
+            gate={"fixed": ["memory://retrain-bucket/fixed.parquet"]},
+        )  # fmt: skip
+        memory.pipe("/retrain-bucket/fixed.parquet", (tmp_path / "fixed.parquet").read_bytes())
+        for number in (1, 2):
+            path = days.day(number)
+            folder = f"/retrain-bucket/days/date={days.slot(number)}"
+            memory.pipe(f"{folder}/part-0.parquet", path.read_bytes())
+            memory.pipe(f"{folder}/_SUCCESS", b"")
+        assert go(days) == [("2024-09-01", "new", "published"), ("2024-09-02", "new", "published")]
+        registry = Registry("memory://retrain-bucket/models")
+        assert (registry.live(), registry.versions(), registry.record(2).parent) == (2, [1, 2], 1)
+        memory.get("/retrain-bucket/models/models", str(tmp_path / "copied"), recursive=True)
+        scorer = flowps.serving.load(tmp_path / "copied", verify=True)
+        assert scorer.score(pa.table(columns_of(5)).drop(["label"])).shape == (5,)
+        assert go(days) == []
+    finally:
+        memory.rm("/retrain-bucket", recursive=True)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------------
@@ -287,6 +323,44 @@ def test_a_column_more_is_no_harm(three_days: Callable[[], Days]) -> None:
     assert "left out, for the live model does not know them: columns price2" in said(console)
     days.day(5)
     assert go(days) == [("2024-09-05", "new", "published")]
+
+
+def test_a_store_that_does_not_answer_once_is_no_fault_of_the_slot(
+    three_days: Callable[[], Days], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt stays where it was; what is the same at the next start rejects the slot."""
+    days = three_days()
+    days.day(4)
+
+    def silent(*arguments: Any) -> Any:
+        raise DataError("part-0.parquet: row groups [0] cannot be read: timed out") from OSError("timed out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workflows.check.read_table", silent)
+        with pytest.raises(DataError, match="timed out"):
+            go(days)
+    with closing(ledger_of(days)) as ledger:
+        assert (running := ledger.running()) is not None
+        assert running.slot == "2024-09-04"
+    assert go(days) == [("2024-09-04", "new", "published")]
+    days.day(5)
+    with monkeypatch.context() as patch:
+        patch.setattr("workflows.check.read_table", silent)
+        with pytest.raises(DataError):
+            go(days)
+        assert go(days) == [("2024-09-05", "new", "rejected")]
+
+
+def test_what_a_killed_run_left_of_a_checkpoint_is_none(three_days: Callable[[], Days]) -> None:
+    days = three_days()
+    days.day(4)
+    left = days.folder / "state" / "runs" / "2024-09-04-4" / "checkpoints" / "step-000000002-aaaaaa"
+    left.mkdir(parents=True)
+    (left / "shard-0").write_bytes(b"half")
+    (left.parents[1] / "config.toml").write_text("")
+    (left.parents[1] / "schema.json").write_bytes((days.folder / "state/runs/2024-09-03-3/schema.json").read_bytes())
+    assert go(days) == [("2024-09-04", "new", "published")]
+    assert trained_rows(days, "2024-09-04-4") == ROWS
 
 
 def test_old_runs_go_and_those_that_are_needed_stay(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from flowps.errors import ConfigError, DataError
 from workflows.slots import Pattern, find
@@ -130,6 +131,16 @@ def test_names_may_be_coarser_than_slots() -> None:
     for wrong in ("yesterday", "2024-13", "2024-09-21 14", ""):
         with pytest.raises(ConfigError, match="is no slot; expected one as in 2024-09-21T14"):
             HOURS.parse(wrong)
+
+
+def test_old_folders_are_not_even_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, *(f"date=2024-09-{day:02d}/hour={hour:02d}/_SUCCESS" for day in (1, 20, 21) for hour in (0, 13, 23)))
+    listed: list[str] = []
+    ls = LocalFileSystem.ls
+    monkeypatch.setattr(LocalFileSystem, "ls", lambda self, path, **more: (listed.append(str(path)), ls(self, path, **more))[1])
+    found = find(str(tmp_path), HOURS, ZoneInfo("UTC"), "_SUCCESS", 0, at(2030, 1, 1), datetime(2024, 9, 20, 13))
+    assert [of.slot.name for of in found] == ["2024-09-20T13", "2024-09-20T23", "2024-09-21T00", "2024-09-21T13", "2024-09-21T23"]
+    assert not any("2024-09-01" in path or "2024-09-20/hour=00" in path for path in listed)
 
 
 def test_a_root_that_is_not_there(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import msgspec
 import numpy as np
 import pytest
 
@@ -184,6 +185,14 @@ def test_a_kill_while_it_is_published_leaves_the_old_model_or_the_new_one(
     seen.promote(2, "published")
     assert (seen.live(), seen.versions(), seen.before_live()) == (2, [1, 2], 1)
     assert [(of.version, of.before) for of in seen.promotions()] == [(1, 0), (2, 1)]
+
+
+def test_a_number_that_another_pipeline_has_taken_is_refused(registry: Registry, tmp_path: Path) -> None:
+    registry.put(bundle(tmp_path / "b"), record_of(1), "")
+    registry.put(tmp_path / "b", record_of(1), "")
+    other = msgspec.structs.replace(record_of(1), pipeline="/other.toml")
+    with pytest.raises(BundleError, match=r"model 1 is there already, of slot 2024-09-01 and /p\.toml; give every pipeline"):
+        registry.put(tmp_path / "b", other, "")
 
 
 def test_what_a_killed_command_left_of_a_model_is_replaced(registry: Registry, tmp_path: Path) -> None:
