@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 
@@ -25,6 +26,7 @@ from docstring import escaped, rows_of, table  # noqa: E402
 import flowps  # noqa: E402
 from flowps.config import Checkpoint, Cluster, Config, Data, Net, Ps, Slot, SlotDefault, Status, Trainer  # noqa: E402
 from flowps.knob import Knob, knobs, slot_knob  # noqa: E402
+from workflows.pipeline import Pipeline  # noqa: E402
 
 _SECTIONS = {"": Config, "data": Data, "slot_default": SlotDefault, "net": Net, "trainer": Trainer, "ps": Ps, "cluster": Cluster,
              "checkpoint": Checkpoint, "status": Status}  # fmt: skip
@@ -34,6 +36,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages that are made, and the examples."""
     made = {
         "reference/knobs.md": knobs_page(),
+        "reference/pipeline.md": pipeline_page(),
         "reference/words.md": words_page(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
     }
@@ -78,6 +81,24 @@ def knobs_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def pipeline_page() -> str:
+    """All that a pipeline's file may say, likewise."""
+    parts = [
+        "# A pipeline's file",
+        "What `python -m workflows.retrain` and `python -m workflows.schedule` read ([guide](../retraining.md)). What is unknown, "
+        "of another type or out of range is refused before anything is done.",
+    ]
+    sections = {"": Pipeline, **{field.name: field.type for field in msgspec.structs.fields(Pipeline)}}
+    for section, found in groupby(sorted(knobs(Pipeline), key=_section), _section):
+        about = (sections[section].__doc__ or "").strip()
+        parts += [f"## {f'`[{section}]`' if section else 'The file'} {{#{section or 'file'}}}", about, _knob_table(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(knob: Knob) -> str:
+    return knob.path.rpartition(".")[0]
+
+
 def words_page() -> str:
     """The words of `flowps/__init__.py`."""
     blocks = (flowps.__doc__ or "").strip().split("\n\n")
@@ -88,6 +109,7 @@ def _knob_table(found: Iterable[Knob]) -> str:
     lines = ["| knob | default | range | meaning |", "|---|---|---|---|"]
     for knob in found:
         default = "" if knob.default in ((), "") else f"`{_toml(knob.default)}`"
+        default = "must be given" if knob.default is msgspec.NODEFAULT else default
         cells = (f"`{knob.path.rpartition('.')[2]}`", default, _range(knob), escaped(knob.description))
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)

@@ -48,7 +48,7 @@ class Knob(msgspec.Struct, frozen=True):
 def knobs(of: type[msgspec.Struct] = Config) -> Iterator[Knob]:
     """Every knob but those of the `[[slot]]` entries, which `slot_knob` knows by the slot's name.
 
-    of   described as Config is: tables in tables
+    of   described as Config is: tables in tables; what must be given has the default msgspec.NODEFAULT
     """
     yield from _knobs(of, "")
 
@@ -67,9 +67,10 @@ def _knobs(section: type[msgspec.Struct], prefix: str) -> Iterator[Knob]:
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield from _knobs(field.type, f"{prefix}{field.name}.")
             continue
-        if field.name == "slot" or field.required:  # a slot's name is what finds the entry
+        if field.name == "slot" or (section is Slot and field.required):  # a slot's name is what finds the entry
             continue
-        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        has_none = field.required or field.default is not msgspec.NODEFAULT
+        default = field.default if has_none else field.default_factory()
         yield Knob(f"{prefix}{field.name}", field.type, default, *_describe(field.type))
 
 

@@ -205,6 +205,14 @@ def test_the_page_of_knobs_has_every_knob_with_its_description(hook: ModuleType)
     assert '| `monitor` | `"auc"` | `auc`, `logloss` |' in hook.knobs_page()
 
 
+def test_the_page_of_a_pipelines_file_has_what_must_be_given(hook: ModuleType):
+    page = hook.pipeline_page()
+    for name in ("config", "state", "root", "fixed", "registry"):
+        assert f"| `{name}` | must be given |" in page
+    assert '| `marker` | `"_SUCCESS"` |' in page
+    assert page.count("\n## ") == 7
+
+
 def test_the_page_of_words_has_them_as_a_table(hook: ModuleType):
     assert "| `lookup`, `push` | read pooled rows, send gradients |" in hook.words_page()
 

@@ -34,7 +34,7 @@ from flowps.checkpoint.store import Store
 from flowps.cluster.resume import place_of
 from flowps.cluster.trained_run import TrainedRun, open_run
 from flowps.config import Config
-from flowps.errors import CheckpointError, DataError, FlowpsError, ModelError, RunDirError
+from flowps.errors import CheckpointError, ConfigError, DataError, FlowpsError, ModelError, RunDirError
 from flowps.evaluate import evaluate
 from flowps.export import export
 from flowps.hub.partition import SampleFile, list_files
@@ -134,8 +134,10 @@ class _Way:
 
     def go(self, found: Sequence[File]) -> Attempt:
         around, attempt = self._around, self._attempt
-        if self._is_published:
+        if self._was_published:
             return self._published()
+        if around.registry.live() != attempt.base and not self._is_noted:
+            return self._supersede()
         try:
             files = self._once("files", Files, lambda: self._files(found))
             for url, why in files.left_out.items():
@@ -193,7 +195,7 @@ class _Way:
         for file in found:
             of = listed[file.url]
             taken.append(TrainedFile(file.url, file.size, file.modified, of.digest, of.num_rows))
-            twin = seen.get(of.digest) or self._ledger.twin(of.digest, self._attempt.slot)
+            twin = seen.get(of.digest) or self._ledger.twin(of.digest, self._attempt.slot if self._attempt.kind == "again" else "")
             if of.num_rows and twin and _same(twin, file.url):
                 left_out[file.url] = f"it has the content of {twin}"
             elif of.num_rows:
@@ -209,7 +211,7 @@ class _Way:
         found = profile(listed, self._around.read.config.data, run, knobs.sample_rows)
         results = self._ledger.last_results("check", "published", knobs.history)
         history = [msgspec.convert(result["of"], Checked).profile for result in results]
-        return Checked(found, complaints(found, history, knobs))
+        return Checked(found, complaints(found, history, knobs, is_whole=self._attempt.kind != "more"))
 
     def _preview(self, files: Files) -> Quality | None:
         if not self._attempt.base:
@@ -257,8 +259,12 @@ class _Way:
 
     def _evaluate(self, trained: Trained) -> Compared:
         fixed, base = self._around.read.pipeline.gate.fixed, self._attempt.base
-        live = self._quality(self._around.run_of(base), fixed) if base else None
-        return Compared(self._quality(open_run(Path(trained.run), (), trained.checkpoint, self._around.say), fixed), live)
+        new = open_run(Path(trained.run), (), trained.checkpoint, self._around.say)
+        try:
+            live = self._quality(self._around.run_of(base), fixed) if base else None
+            return Compared(self._quality(new, fixed), live)
+        except DataError as error:  # no fault of the slot
+            raise ConfigError(f"gate.fixed: {error}") from error
 
     def _quality(self, run: TrainedRun, data: Sequence[str]) -> Quality:
         found = evaluate(run, data, console=PlainConsole(file=io.StringIO()))
@@ -291,10 +297,18 @@ class _Way:
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     @property
-    def _is_published(self) -> bool:
-        """Whether the model went live, though the ledger may not know."""
-        version = self._attempt.version
-        return version > 0 and self._around.registry.live() == version
+    def _is_noted(self) -> bool:
+        """Whether the last promotion that was noted is this attempt's, though it may not have been done."""
+        history = self._around.registry.promotions() if self._attempt.version else []
+        return bool(history) and history[-1].version == self._attempt.version
+
+    @property
+    def _was_published(self) -> bool:
+        """Whether the model went live, though the ledger may not know, and something else may be live since."""
+        version, registry = self._attempt.version, self._around.registry
+        if not version or all(of.version != version for of in registry.promotions()):
+            return False
+        return not self._is_noted or registry.live() == version
 
     def _published(self) -> Attempt:
         version, registry = self._attempt.version, self._around.registry
@@ -347,16 +361,16 @@ class _Way:
 
 
 def prune(around: Around) -> None:
-    """Delete run directories, checkpoints and models that nobody needs: not the live model's nor the one's before it."""
+    """Delete models beyond publish.keep, and the run directories and checkpoints of those that are gone."""
     registry, pipeline = around.registry, around.read.pipeline
     gone = registry.prune(pipeline.publish.keep)
-    needed = {registry.record(version).run for version in (registry.live(), registry.before_live()) if version}
+    needed = {Path(registry.record(version).run).name for version in registry.kept()}
     ended = [attempt for attempt in around.ledger.attempts() if attempt.status != "running"]
     recent = {attempt.name for attempt in ended[-pipeline.keep_runs :]}
     url = around.read.config.checkpoint.url
     for attempt in ended:
         path = around.runs / attempt.name
-        if attempt.name in recent or str(path) in needed:
+        if attempt.name in recent or attempt.name in needed:
             continue
         if path.exists():
             shutil.rmtree(path)

@@ -68,15 +68,18 @@ def profile(files: Sequence[SampleFile], data: Data, run: TrainedRun | None, sam
     )  # fmt: skip
 
 
-def complaints(found: Profile, history: Sequence[Profile], knobs: Validate) -> list[str]:
-    """What speaks against training on a slot, in words; nothing: it is like the last accepted ones, or they are too few."""
+def complaints(found: Profile, history: Sequence[Profile], knobs: Validate, is_whole: bool = True) -> list[str]:
+    """What speaks against training on a slot, in words; nothing: it is like the last accepted ones, or they are too few.
+
+    is_whole   whether it is all of the slot, and not some files that came later
+    """
     if not found.rows:
         return ["no rows"]
     if len(history) < knobs.least:
         return []
     said = []
     rows = statistics.median(of.rows for of in history)
-    if not knobs.fewest_rows * rows <= found.rows <= knobs.most_rows * rows:
+    if is_whole and not knobs.fewest_rows * rows <= found.rows <= knobs.most_rows * rows:
         said.append(
             f"{found.rows:,} rows; the median of the last {len(history)} slots is {rows:,.0f}, and validate.fewest_rows and "
             f"most_rows allow {knobs.fewest_rows * rows:,.0f} to {knobs.most_rows * rows:,.0f}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sqlite3
 import threading
@@ -38,7 +39,7 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE INDEX IF NOT EXISTS by_digest ON files (digest);
 CREATE INDEX IF NOT EXISTS by_url ON files (url);
 CREATE TABLE IF NOT EXISTS requests (
-    id INTEGER PRIMARY KEY, first TEXT NOT NULL, last TEXT NOT NULL, since REAL NOT NULL, done INTEGER NOT NULL);
+    id INTEGER PRIMARY KEY, first TEXT NOT NULL, last TEXT NOT NULL, since INTEGER NOT NULL, done INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS lease (
     one INTEGER PRIMARY KEY CHECK (one = 1), token INTEGER NOT NULL, holder TEXT NOT NULL, expires REAL NOT NULL);
 """
@@ -80,11 +81,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Request:
-    """That the slots from `first` to `last` be trained anew, those that were trained before `since` (Unix time)."""
+    """That the slots from `first` to `last` be trained anew, those whose attempts are no newer than number `since`."""
 
     first: str
     last: str
-    since: float
+    since: int
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,9 @@ class Ledger:
         """Note that slots are to be trained anew; one that is noted and not done yet stays as it is."""
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO requests (first, last, since, done) SELECT ?, ?, ?, 0 "
+                "INSERT INTO requests (first, last, since, done) SELECT ?, ?, (SELECT coalesce(max(id), 0) FROM attempts), 0 "
                 "WHERE NOT EXISTS (SELECT 1 FROM requests WHERE first = ? AND last = ? AND done = 0)",
-                (first, last, time.time(), first, last),
+                (first, last, first, last),
             )
 
     def requested(self) -> Request | None:
@@ -200,9 +201,10 @@ class Ledger:
         return {step: (seconds, json.loads(result)) for step, seconds, result in found}
 
     def last_results(self, step: str, status: Status, count: int) -> list[Any]:
-        """Of the last attempts that have ended so, the newest first."""
+        """Of the last attempts of whole slots that have ended so, the newest first."""
         found = self._db.execute(
-            "SELECT result FROM steps JOIN attempts ON attempt = id WHERE step = ? AND status = ? ORDER BY id DESC LIMIT ?",
+            "SELECT result FROM steps JOIN attempts ON attempt = id WHERE step = ? AND status = ? AND kind <> 'more' "
+            "ORDER BY id DESC LIMIT ?",
             (step, status, count),
         )
         return [json.loads(row[0]) for row in found]
@@ -235,7 +237,7 @@ class Ledger:
         return {row[0]: TrainedFile(*row) for row in found}
 
     def twin(self, digest: str, slot: str) -> str:
-        """The url of a file with this digest that another slot was published with; "": there is none."""
+        """The url of a file with this digest that was published with a slot, but with `slot`; "": there is none."""
         row = self._db.execute(
             "SELECT url FROM files JOIN attempts ON attempt = id WHERE digest = ? AND files.slot <> ? AND rows > 0 "
             "AND status = 'published' LIMIT 1",
@@ -247,14 +249,14 @@ class Ledger:
 
     def lease(self, lease_s: float) -> Lease:
         """Be the only one at work, for `lease_s` and for as long as it is renewed. Raises LeaseError while another one is."""
-        holder = f"{socket.gethostname()}, process {os.getpid()}"
+        holder = _holder()
         with self._transaction() as db:
             row = db.execute("SELECT token, holder, expires FROM lease").fetchone()
             now = time.time()
-            if row is not None and row[2] > now:
+            if row is not None and row[2] > now and not _is_dead(row[1]):
                 raise LeaseError(
-                    f"{self.path}: {row[1]} is at work on this pipeline; wait until it has ended, or, if it has died, "
-                    f"{row[2] - now:,.0f} s more"
+                    f"{self.path}: {row[1].partition(' of boot')[0]} is at work on this pipeline; wait until it has ended, or, if "
+                    f"it has died, {row[2] - now:,.0f} s more"
                 )
             token = 1 if row is None else int(row[0]) + 1
             db.execute("INSERT OR REPLACE INTO lease VALUES (1, ?, ?, ?)", (token, holder, now + lease_s))
@@ -269,6 +271,32 @@ class Ledger:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _holder() -> str:
+    return f"{socket.gethostname()}, process {os.getpid()} of boot {_boot()}"
+
+
+def _boot() -> str:
+    """This start of the machine; process numbers mean nothing beyond it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether the holder of a lease was a process of this machine, and is no more."""
+    found = re.fullmatch(r"(.*), process (\d+) of boot (.*)", holder)
+    if found is None or found[1] != socket.gethostname() or found[3] in ("unknown", "") or found[3] != _boot():
+        return False
+    try:
+        os.kill(int(found[2]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it is there, of another user
+        return False
+    return False
 
 
 class Lease:

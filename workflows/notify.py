@@ -5,6 +5,7 @@ A notification that fails is said, and changes nothing: the ledger is what happe
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 import urllib.request
@@ -32,5 +33,5 @@ def tell(knobs: Notify, say: Callable[[str], None], event: str, fields: dict[str
         try:
             with urllib.request.urlopen(request, timeout=knobs.timeout_s):
                 pass
-        except OSError as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             say(f"notify.webhook: {knobs.webhook}: {error}")

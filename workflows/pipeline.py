@@ -6,6 +6,7 @@ folders. `config` is a run's description as `python -m flowps.train` takes it; w
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -146,7 +147,8 @@ class Read:
 def read_pipeline(path: Path) -> Read:
     """Read a pipeline's TOML file; relative paths in it are beside it. Raises ConfigError."""
     pipeline = knob.load_as(Pipeline, path)
-    beside = path.absolute().parent
+    path = path.resolve()
+    beside = path.parent
     root, registry = _beside(beside, pipeline.partitions.root), _beside(beside, pipeline.publish.registry)
     fixed = tuple(_beside(beside, source) for source in pipeline.gate.fixed)
     pipeline = msgspec.structs.replace(
@@ -174,8 +176,8 @@ def read_pipeline(path: Path) -> Read:
         config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, exclude=exclude))
     if pipeline.partitions.first:
         pattern.parse(pipeline.partitions.first)
-    zone, state = zone_of(pipeline.partitions.time_zone), beside / pipeline.state
-    return Read(path.absolute(), pipeline, config, pattern, zone, state, registry)
+    zone, state = zone_of(pipeline.partitions.time_zone), Path(os.path.normpath(beside / pipeline.state))
+    return Read(path, pipeline, config, pattern, zone, state, registry)
 
 
 _FILLED_IN = ("data.train", "data.test", "run_dir", "resume", "resume_from", "warm_start")
@@ -195,4 +197,4 @@ def glob_of(name: str) -> str:
 
 
 def _beside(folder: Path, place: str) -> str:
-    return place if "://" in place else str(folder / place)
+    return place if "://" in place else os.path.normpath(folder / place)

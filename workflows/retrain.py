@@ -16,6 +16,7 @@ Exit status: 0 nothing is left to do, 1 a failure, 2 a bad pipeline, 3 another c
 from __future__ import annotations
 
 import argparse
+import sqlite3
 import sys
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowps.arguments import run_command
-from flowps.errors import FlowpsError, StoppedError
+from flowps.errors import FlowpsError, OutputError, RunDirError, StoppedError
 from flowps.hub.partition import list_files
 from flowps.status.progress import PlainConsole
 from workflows.attempt import Around, go, prune
@@ -74,6 +75,11 @@ def retrain(read: Read, wanted: Wanted, console: Console) -> list[Attempt]:
         list_files(read.pipeline.gate.fixed, "gate.fixed")  # its lack is no fault of a slot
         registry = Registry(read.registry)
         registry.prepare()
+        if not registry.live() and any(of.status == "published" for of in ledger.attempts()):
+            raise RunDirError(
+                f"{read.registry}: has no live model, but the ledger says that models were published: is it the right "
+                "registry, and there? A model that is there is made live with python -m workflows.registry promote"
+            )
         around = Around(read, ledger, registry, lease, console, partial(tell, read.pipeline.notify, say))
         if wanted.again and wanted.first is not None and wanted.last is not None:
             ledger.request(wanted.first.name, wanted.last.name)
@@ -127,16 +133,16 @@ def _files_of(around: Around, attempt: Attempt) -> tuple[File, ...]:
 
 def due_slots(read: Read, ledger: Ledger, wanted: Wanted) -> Iterator[Due]:
     """The slots that are due, in order of time; those that were asked for anew first."""
-    ended: dict[str, float] = {}  # slot → when its last attempt began
+    ended: dict[str, int] = {}  # slot → its last attempt that has ended
     for attempt in ledger.attempts():
         if attempt.status not in ("running", "superseded"):
-            ended[attempt.slot] = attempt.started
+            ended[attempt.slot] = attempt.id
     request = ledger.requested()
     found = [of for of in _found(read, _since(read, ledger, wanted)) if of.is_ready]
     if request is not None:
         first, last = read.pattern.parse(request.first), read.pattern.parse(request.last)
         for of in found:
-            if first <= of.slot <= last and ended.get(of.slot.name, 0.0) < request.since:
+            if first <= of.slot <= last and ended.get(of.slot.name, 0) <= request.since:
                 yield Due(of.slot, "again", of.files)
         return
     newest = max((read.pattern.parse(name) for name in ended), default=None)
@@ -156,7 +162,8 @@ def changed(found: Sequence[Found], ledger: Ledger) -> dict[str, list[str]]:
     changed: dict[str, list[str]] = {}
     for of in found:
         known = ledger.known(of.slot.name)
-        urls = [file.url for file in of.files if file.url in known and known[file.url].size != file.size]
+        then = {url: (file.size, file.modified) for url, file in known.items()}
+        urls = [file.url for file in of.files if then.get(file.url, (file.size, file.modified)) != (file.size, file.modified)]
         if urls:
             changed[of.slot.name] = urls
     return changed
@@ -177,6 +184,17 @@ def _since(read: Read, ledger: Ledger, wanted: Wanted) -> datetime:
 def _found(read: Read, since: datetime) -> list[Found]:
     knobs = read.pipeline.partitions
     return find(knobs.root, read.pattern, read.zone, knobs.marker, knobs.min_age_s, time.time(), since)
+
+
+def give_up(read: Read, console: Console) -> None:
+    """Reject the attempt that was begun and has not ended: one that fails in the same way at every start."""
+    with closing(Ledger(read.state)) as ledger, closing(ledger.lease(read.pipeline.lease_s)):
+        attempt = ledger.running()
+        if attempt is None:
+            console.print("nothing was begun", soft_wrap=True)
+            return
+        ledger.end(attempt, "rejected", "given up by hand")
+        console.print(f"{attempt.slot}: given up; --backfill {attempt.slot} {attempt.slot} --again trains it anew", soft_wrap=True)
 
 
 def show_plan(read: Read, wanted: Wanted, console: Console) -> None:
@@ -216,6 +234,7 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument("--until", metavar="SLOT", help="leave later slots alone")
     parser.add_argument("--backfill", nargs=2, metavar=("FROM", "TO"), help="these slots, also before partitions.first")
     parser.add_argument("--again", action="store_true", help="with --backfill: also those that were trained")
+    parser.add_argument("--give-up", action="store_true", help="first reject the slot that was begun and has not come to its end")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     options = parser.parse_args(argv)
     if options.again and not options.backfill:
@@ -230,10 +249,19 @@ def _main(argv: Sequence[str]) -> None:
         options.again,
     )
     console = PlainConsole()
-    if options.dry_run:
-        show_plan(read, wanted, console)
-    else:
-        retrain(read, wanted, console)
+    if wanted.first is not None and wanted.last is not None and wanted.last < wanted.first:
+        parser.error(f"--backfill: {options.backfill[1]} comes before {options.backfill[0]}")
+    try:
+        if options.give_up:
+            give_up(read, console)
+        if options.dry_run:
+            show_plan(read, wanted, console)
+        else:
+            retrain(read, wanted, console)
+    except sqlite3.Error as error:
+        raise RunDirError(f"{read.state / 'ledger.sqlite'}: {error}; is the disk full?") from error
+    except OSError as error:
+        raise OutputError(f"{error.filename or read.state}: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

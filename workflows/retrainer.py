@@ -58,14 +58,19 @@ class Retrainer:
             return
         if status == _IN_USE:
             self.say("another retraining is at work: this start is left out")
+            if retry:
+                self._plan(retry, knobs.backoff_s)
         elif status == _BAD_PIPELINE or retry >= knobs.retries:
             self._failed(f"the retraining ended with status {status}, after {retry} retries; the next start is by the clock")
         else:
             delay_s = knobs.backoff_s * 2.0**retry
             self.say(f"the retraining ended with status {status}; retry {retry + 1} of {knobs.retries} in {delay_s:,.0f} s")
-            assert self.scheduler is not None
-            at = DateTrigger(datetime.now(UTC) + timedelta(seconds=delay_s))
-            self.scheduler.add_job(run_job, at, (str(self._read.path), retry + 1), id=_RETRY, replace_existing=True)
+            self._plan(retry + 1, delay_s)
+
+    def _plan(self, retry: int, delay_s: float) -> None:
+        assert self.scheduler is not None
+        at = DateTrigger(datetime.now(UTC) + timedelta(seconds=delay_s))
+        self.scheduler.add_job(run_job, at, (str(self._read.path), retry), id=_RETRY, replace_existing=True)
 
     def _wait(self, process: subprocess.Popen[bytes], most_s: float) -> int:
         deadline = time.monotonic() + most_s
@@ -75,10 +80,10 @@ class Retrainer:
             except subprocess.TimeoutExpired:
                 if time.monotonic() >= deadline:
                     break
+        self._end(process)
         self._failed(
             f"the retraining took longer than schedule.max_runtime_s, {most_s:,.0f} s; it is stopped and goes on next time"
         )
-        self._end(process)
         return 0
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:

@@ -1,10 +1,10 @@
 """Retrain by the clock: `python -m workflows.schedule pipeline.toml`.
 
 For those who have no scheduler: begins `python -m workflows.retrain` whenever `schedule.cron` says so, one at a time, until it is
-stopped. A start that was missed, because this command was down or a retraining took longer, is made up for once, if it is not later
-than `schedule.misfire_grace_s`. A retraining that fails is begun again after `schedule.backoff_s`, then after twice as long; one
-that takes longer than `schedule.max_runtime_s` is stopped. When the next start is, and which retry, survives a restart: it is in
-the pipeline's `state`.
+stopped. A start that was missed, because this command was down, is made up for once, if it is not later than
+`schedule.misfire_grace_s`; one that comes while a retraining is going on is left out, for the next takes all slots that are due. A
+retraining that fails is begun again after `schedule.backoff_s`, then after twice as long; one that takes longer than
+`schedule.max_runtime_s` is stopped. When the next start is, and which retry, survives a restart: it is in the pipeline's `state`.
 
 Ctrl-C and SIGTERM let a retraining save what it has, and end; a second one does not wait for it.
 
@@ -29,13 +29,14 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 
 from flowps.arguments import run_command
-from flowps.errors import ConfigError
+from flowps.errors import ConfigError, RunDirError
 from workflows.ledger import LeaseError
 from workflows.pipeline import Read, Schedule, read_pipeline, zone_of
 from workflows.retrainer import Retrainer, retrainers, run_job
 
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _CRON = "cron"  # name of the job
+_LOOK_S = 5.0
 
 
 def trigger_of(knobs: Schedule) -> CronTrigger:
@@ -118,7 +119,9 @@ def schedule(read: Read, stopped: threading.Event) -> None:
             for job in scheduler.get_jobs():
                 retrainer.say(f"next {job.id} start: {job.next_run_time:%Y-%m-%d %H:%M:%S %Z}")
             scheduler.resume()
-            stopped.wait()
+            while not stopped.wait(_LOOK_S):
+                if not scheduler._thread.is_alive():  # it ends where its jobs cannot be kept
+                    raise RunDirError(f"{read.state / 'schedule.sqlite'}: the scheduler has ended; is the disk full?")
         finally:
             scheduler.shutdown(wait=True)
             for number, handler in before.items():

@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from flowps.errors import ConfigError, DataError
 
 _GRAINS = (("Y", r"\d{4}", "%Y"), ("m", r"\d{2}", "-%m"), ("d", r"\d{2}", "-%d"), ("H", r"\d{2}", "T%H"), ("M", r"\d{2}", ":%M"))
+_LAST_YEAR = 9999  # of datetime
 _DIRECTIVE = re.compile(r"%(.)")
 
 
@@ -157,7 +158,7 @@ class Pattern:
             begins = datetime.strptime("".join(read[directive] for directive, _, _ in _GRAINS[:known]), digits)
         except ValueError:  # the 30th of February
             return True
-        return _next(begins, known) <= since
+        return begins.year < _LAST_YEAR and _next(begins, known) <= since
 
     @cached_property
     def _digits(self) -> str:
@@ -191,12 +192,15 @@ def find(
     """
     try:
         fs, path = fsspec.core.url_to_fs(root)
+        latest = datetime.fromtimestamp(now, zone).replace(tzinfo=None) + timedelta(days=1)
         fs.invalidate_cache()  # what was there at the last look is not asked for
         if not fs.isdir(path):
             raise DataError(f"partitions.root: {root}: no such folder")
         return sorted(
             (
                 _look(fs, folder, slot, marker, min_age_s, now, pattern.ends(slot, zone))
+                if slot.begins <= latest
+                else Found(slot, folder, (), "for its time: it is in the future")
                 for slot, folder in pattern.folders(fs, path.rstrip("/"), since)
             ),
             key=lambda found: found.slot,

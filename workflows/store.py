@@ -193,6 +193,8 @@ class Registry:
         gone = [version for version in self._models() if version not in spared]
         for version in gone:
             with _refusing():
+                # First what makes it a model: a kill here must leave none that could be promoted.
+                self._store.remove(f"models/{version}/{MANIFEST}")
                 self._store.delete(f"models/{version}")
         return gone
 

@@ -86,6 +86,24 @@ def test_a_kill_while_publishing_leaves_one_live_model_and_is_gone_on_from(
     assert go(days) == []
 
 
+def test_a_rollback_after_a_kill_stays(three_days: Callable[[], Days], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model went live, the ledger does not know it, and somebody rolled it back: it is not published again."""
+    days = three_days()
+    days.day(4)
+
+    def kill(*arguments: Any, **keywords: Any) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "end", kill)
+        with pytest.raises(Killed):
+            go(days)
+    assert days.registry.live() == 4
+    days.registry.promote(3, "rolled back")
+    assert go(days) == [("2024-09-04", "new", "published")]
+    assert days.registry.live() == 3
+
+
 def test_a_model_that_is_made_live_meanwhile_is_not_overwritten(
     three_days: Callable[[], Days], monkeypatch: pytest.MonkeyPatch
 ) -> None:

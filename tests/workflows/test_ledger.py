@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -96,14 +98,14 @@ def test_files_are_known_once_their_attempt_has_ended(tmp_path: Path) -> None:
 def test_requests_are_kept_until_they_are_done(tmp_path: Path) -> None:
     with closing(Ledger(tmp_path)) as ledger:
         assert ledger.requested() is None
-        before = time.time()
+        attempt = ledger.begin("b", "new", 0)
         for _ in range(2):  # the second is the same
             ledger.request("a", "c")
         ledger.request("d", "e")
         found = ledger.requested()
         assert found is not None
         assert (found.first, found.last) == ("a", "c")
-        assert before <= found.since <= time.time()
+        assert found.since == attempt.id, "what was begun before"
         ledger.close_request()
         assert (found := ledger.requested()) is not None
         assert found.first == "d"
@@ -152,7 +154,7 @@ class TestLease:
             dead = ledger.lease(0.5)
             dead._closed.set()  # as if it had been killed: its thread renews no more
             dead._thread.join()
-            with pytest.raises(LeaseError):
+            with pytest.raises(LeaseError):  # its process lives
                 other.lease(60)
             time.sleep(0.6)
             taken = other.lease(60)
@@ -160,6 +162,24 @@ class TestLease:
                 dead.check()
             taken.check()
             taken.close()
+
+    def test_that_of_a_process_that_is_no_more_is_taken_over_at_once(self, tmp_path: Path) -> None:
+        root = Path(__file__).resolve().parents[2]
+        code = (
+            "import os, pathlib, sys; from workflows.ledger import Ledger; "
+            "Ledger(pathlib.Path(sys.argv[1])).lease(3600); os._exit(9)"
+        )
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root).returncode == 9
+        with closing(Ledger(tmp_path)) as ledger, closing(ledger.lease(60)) as lease:
+            lease.check()
+
+    def test_that_of_another_machine_is_waited_for(self, tmp_path: Path) -> None:
+        with closing(Ledger(tmp_path)) as ledger:
+            with closing(sqlite3.connect(ledger.path)) as db, db:
+                holder = "elsewhere, process 1 of boot x"
+                db.execute("INSERT INTO lease VALUES (1, 1, ?, ?)", (holder, time.time() + 3600))
+            with pytest.raises(LeaseError, match=r"sqlite: elsewhere, process 1 is at work on this pipeline"):
+                ledger.lease(60)
 
     def test_one_that_wakes_up_late_finds_that_it_has_gone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Its machine slept: by its own clock it may still be at work, but another one is."""

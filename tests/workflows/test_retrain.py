@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import flowps.serving
-from flowps.errors import DataError, RunDirError
+from flowps.errors import CapacityError, ConfigError, DataError, RunDirError
 from tests.scored import columns_of, snapshot, write
 from tests.workflows.pipelines import ROWS, Days, Killed, go, ledger_of, quiet, said, trained_rows
+from workflows.pipeline import read_pipeline
 from workflows.retrain import Wanted, main, retrain, show_plan
 from workflows.store import Registry
 
@@ -146,9 +147,19 @@ def test_late_slots_and_more_files_are_trained_and_duplicates_are_not(tmp_path: 
     (ended,) = retrain(days.read(), Wanted(), console)
     assert (ended.kind, ended.status) == ("more", "skipped")
     assert f"{twin} is left out: it has the content of {tmp_path}/days/date=2024-09-01/part-0.parquet" in said(console)
-    assert days.registry.live() == 4
+    days.day(1, part=7, columns=columns_of(ROWS, seed=100))
+    assert go(days) == [("2024-09-01", "more", "skipped")], "of a job that ran twice"
+    days.day(3, part=9, columns=columns_of(20, seed=77))
+    assert go(days) == [("2024-09-03", "more", "published")], "few rows are no fault of files that came later"
+    assert days.registry.live() == 5
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
-    assert [(of["slot"], of["kind"]) for of in told] == [("2024-09-01", "late"), ("2024-09-02", "more"), ("2024-09-03", "more")]
+    assert [(of["slot"], of["kind"]) for of in told] == [
+        ("2024-09-01", "late"),
+        ("2024-09-02", "more"),
+        ("2024-09-03", "more"),
+        ("2024-09-01", "more"),
+        ("2024-09-03", "more"),
+    ]
     assert go(days) == []
 
 
@@ -361,6 +372,79 @@ def test_what_a_killed_run_left_of_a_checkpoint_is_none(three_days: Callable[[],
     (left.parents[1] / "schema.json").write_bytes((days.folder / "state/runs/2024-09-03-3/schema.json").read_bytes())
     assert go(days) == [("2024-09-04", "new", "published")]
     assert trained_rows(days, "2024-09-04-4") == ROWS
+
+
+def test_a_fixed_set_that_does_not_fit_is_no_fault_of_a_slot(
+    three_days: Callable[[], Days], capsys: pytest.CaptureFixture[str]
+) -> None:
+    days = three_days()
+    days.day(4)
+    whole = (days.folder / "fixed.parquet").read_bytes()
+    write(days.folder / "fixed.parquet", pa.table(columns_of(50)).drop(["city"]))
+    with pytest.raises(ConfigError, match=r"^gate\.fixed: .*no column 'city'"):
+        go(days)
+    (days.folder / "fixed.parquet").write_bytes(whole)
+    assert go(days) == [("2024-09-04", "new", "published")]
+
+
+def test_a_slot_in_the_future_does_not_stop_the_others(tmp_path: Path) -> None:
+    days = Days(tmp_path)
+    for name in ("2204-01-01", "9999-12-31"):
+        write(tmp_path / "days" / f"date={name}" / "part.parquet", columns_of(5)).with_name("_SUCCESS").touch()
+    days.day(1)
+    assert go(days) == [("2024-09-01", "new", "published")]
+    console = quiet()
+    show_plan(days.read(), Wanted(), console)
+    assert said(console).count("waits for its time: it is in the future") == 2
+
+
+def test_a_pipeline_may_be_spelled_in_many_ways(tmp_path: Path) -> None:
+    days = Days(tmp_path, partitions={"root": "../pipe/days/../days"} if tmp_path.name == "pipe" else {"root": "./days/../days"})
+    days.day(1)
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    read = read_pipeline(tmp_path / "link" / ".." / tmp_path.name / "pipeline.toml")
+    assert [of.status for of in retrain(read, Wanted(), quiet())] == ["published"]
+    assert go(days) == []
+
+
+def test_an_attempt_that_fails_at_every_start_can_be_given_up(
+    three_days: Callable[[], Days], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    days = three_days()
+    days.day(4)
+
+    def full(*arguments: Any) -> Any:
+        raise CapacityError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workflows.attempt.train", full)
+        for _ in range(2):
+            with pytest.raises(CapacityError):
+                go(days)
+    assert main([str(days.path), "--give-up"]) == 0
+    assert "2024-09-04: given up; --backfill 2024-09-04 2024-09-04 --again trains it anew" in capsys.readouterr().out
+    assert go(days) == []
+
+
+def test_a_base_that_was_rolled_back_does_not_block(three_days: Callable[[], Days], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that was begun from a model whose run has gone, and then another model is made live."""
+    days = three_days()
+    days.registry.promote(1, "promoted")
+    days.day(4)
+    gone = days.folder / "state" / "runs" / "2024-09-01-1"
+    gone.rename(gone.with_name("away"))
+    with pytest.raises(RunDirError):
+        go(days)
+    days.registry.promote(3, "promoted")
+    assert go(days) == [("2024-09-04", "new", "superseded"), ("2024-09-04", "new", "published")]
+
+
+def test_a_registry_that_has_gone_is_not_begun_anew(three_days: Callable[[], Days]) -> None:
+    days = three_days()
+    days.day(4)
+    (days.folder / "registry" / "models" / "current").unlink()
+    with pytest.raises(RunDirError, match="has no live model, but the ledger says that models were published"):
+        go(days)
 
 
 def test_old_runs_go_and_those_that_are_needed_stay(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_marker_makes_a_slot_ready_and_its_name_may_be_another(tmp_path: Path)
     put(tmp_path, "date=2024-09-20/a.parquet", "date=2024-09-21/a.parquet", "date=2024-09-21/_SUCCESS", "date=2024-09-22/DONE")
     assert names(tmp_path, DAYS) == {"2024-09-20": False, "2024-09-21": True, "2024-09-22": False}
     assert names(tmp_path, DAYS, marker="DONE")["2024-09-22"], "a slot without files is one too"
-    (waits, *_) = find(str(tmp_path), DAYS, ZoneInfo("UTC"), "_SUCCESS", 0, 0.0)
+    (waits, *_) = find(str(tmp_path), DAYS, ZoneInfo("UTC"), "_SUCCESS", 0, at(2030, 1, 1))
     assert waits.waits_for == "for _SUCCESS"
 
 
