@@ -66,3 +66,14 @@ def test_only_the_shard_that_is_lost_goes_back(samples: Path, tmp_path: Path) ->
         assert f"rows of {shard} have not learned {count:,} of those trained" in out
     assert next(event for event in events(run_dir, "Saved") if event["step"] == saved)["kind"] == "full"
     assert summary(run_dir)["test"]["auc"] > 0.8
+
+
+def test_a_shard_and_then_a_trainer_are_killed(samples: Path, unharmed: Path, tmp_path: Path) -> None:
+    with victim(samples, tmp_path / "run", *MANY) as run:
+        for role in ("ps-1", "trainer-0"):
+            run.wait_for_checkpoint()
+            run.hurt(role)
+            run.command.wait_for(rf"worker {role} at tcp://\S+ was lost, .*; all roles go back to step \d+", RECOVERY_S)
+        run.command.succeed(timeout_s=2 * RECOVERY_S)
+    assert_adds_up(tmp_path / "run", EPOCHS * ROWS)
+    assert_same(tmp_path / "run", unharmed)
