@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
 import msgspec
@@ -47,12 +47,9 @@ from workflows.check import Profile, complaints, profile
 from workflows.gate import Verdict, judge
 from workflows.ledger import Attempt, Lease, Ledger, TrainedFile
 from workflows.pipeline import Read, glob_of
-from workflows.report import page
+from workflows.report import FIGURES, cell, page
 from workflows.slots import File
 from workflows.store import Record, Registry
-
-_CHUNK_BYTES = 1 << 20
-T = TypeVar("T")
 
 
 class Files(msgspec.Struct, frozen=True):
@@ -76,7 +73,6 @@ class Trained(msgspec.Struct, frozen=True):
     run: str
     checkpoint: str
     examples: int
-    seconds: float
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -219,7 +215,7 @@ class _Way:
         return self._quality(self._around.run_of(self._attempt.base), files.urls)
 
     def _train(self, files: Files) -> Trained:
-        around, start = self._around, time.perf_counter()
+        around = self._around
         if not self._has_finished:
             log = around.read.state / "logs" / f"{self._attempt.name}.log"
             log.parent.mkdir(exist_ok=True)
@@ -228,7 +224,7 @@ class _Way:
                 train(self._config(files), PlainConsole(file=file))
         ending = read_run(self._run_dir).ending
         assert ending is not None, "train has returned"
-        return Trained(str(self._run_dir), ending.checkpoint, ending.finished.examples, time.perf_counter() - start)
+        return Trained(str(self._run_dir), ending.checkpoint, ending.finished.examples)
 
     def _config(self, files: Files) -> Config:
         """The run of this slot. One that was begun goes on."""
@@ -283,7 +279,7 @@ class _Way:
         record = Record(
             version=self._attempt.version, created=time.time(), attempt=self._attempt.id, slot=self._attempt.slot,
             kind=self._attempt.kind, parent=self._attempt.base, run=trained.run, checkpoint=trained.checkpoint,
-            examples=trained.examples, pipeline=str(around.read.path.absolute()), quality=compared.new, live=compared.live,
+            examples=trained.examples, pipeline=str(around.read.path), quality=compared.new, live=compared.live,
             preview=preview, profile=msgspec.to_builtins(checked.profile), reasons=verdict.reasons,
         )  # fmt: skip
         around.lease.check()
@@ -414,14 +410,9 @@ def _same(one: str, other: str) -> bool:
 
 
 def _hash(url: str) -> bytes:
-    found = hashlib.blake2b(digest_size=16)
     with fsspec.open(url, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            found.update(chunk)
-    return found.digest()
+        return hashlib.file_digest(file, "blake2b").digest()
 
 
 def _shown(quality: Quality) -> str:
-    figures = [("AUC", quality.auc, ".4f"), ("normalised entropy", quality.normalised_entropy, ".4f"),
-               ("calibration", quality.calibration, ".3f")]  # fmt: skip
-    return ", ".join(f"{name} {format(value, form)}" for name, value, form in figures if value is not None)
+    return ", ".join(f"{name} {cell(quality, key, form)}" for name, key, form in FIGURES)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -27,19 +27,11 @@ from rich.table import Table
 
 from flowps.arguments import run_command
 from flowps.errors import BundleError, FlowpsError
-from flowps.quality import Quality
 from flowps.status.progress import PlainConsole
 from workflows.notify import tell
 from workflows.pipeline import read_pipeline
+from workflows.report import FIGURES, cell, figures
 from workflows.store import Promotion, Reason, Registry
-
-FIGURES: tuple[tuple[str, Callable[[Quality], float | None], str], ...] = (
-    ("AUC", lambda of: of.auc, ".4f"),
-    ("PR-AUC", lambda of: of.pr_auc, ".4f"),
-    ("logloss", lambda of: of.logloss, ".4f"),
-    ("normalised entropy", lambda of: of.normalised_entropy, ".4f"),
-    ("calibration", lambda of: of.calibration, ".3f"),
-)
 
 
 def show_list(registry: Registry, console: Console) -> None:
@@ -55,8 +47,8 @@ def show_list(registry: Registry, console: Console) -> None:
             if holds
         ]
         table.add_row(
-            str(version), record.slot, _when(record.created), str(record.parent or "–"), _cell(record.quality.auc, ".4f"),
-            _cell(record.live.auc if record.live else None, ".4f"), _cell(record.quality.calibration, ".3f"), ", ".join(marks),
+            str(version), record.slot, _when(record.created), str(record.parent or "–"), cell(record.quality, "auc", ".4f"),
+            cell(record.live, "auc", ".4f"), cell(record.quality, "calibration", ".3f"), ", ".join(marks),
         )  # fmt: skip
     console.print(table)
 
@@ -69,10 +61,8 @@ def show_one(registry: Registry, version: int, console: Console) -> None:
     say(f"model {version}{live}: slot {record.slot} ({record.kind}), {_when(record.created)}")
     say(f"from model {record.parent or 'none'}, {record.examples:,} examples; run {record.run}, checkpoint {record.checkpoint}")
     table = Table("", "this model", "live model", "live model on the slot, before", title="quality", title_justify="left")
-    for name, of, form in FIGURES:
-        table.add_row(
-            name, *(_cell(of(quality) if quality else None, form) for quality in (record.quality, record.live, record.preview))
-        )
+    for row in figures(record)[:-1]:
+        table.add_row(*row)
     console.print(table)
     for reason in record.reasons:
         say(reason)
@@ -89,9 +79,10 @@ def show_diff(registry: Registry, one: int, other: int, console: Console) -> Non
     table.add_row("slot", first.slot, second.slot, "")
     table.add_row("from", str(first.parent or "–"), str(second.parent or "–"), "")
     table.add_row("examples", f"{first.examples:,}", f"{second.examples:,}", f"{second.examples - first.examples:+,}")
-    for name, of, form in FIGURES:
-        a, b = of(first.quality), of(second.quality)
-        table.add_row(name, _cell(a, form), _cell(b, form), "" if a is None or b is None else format(b - a, "+" + form))
+    for name, key, form in FIGURES:
+        a, b = getattr(first.quality, key), getattr(second.quality, key)
+        difference = "" if a is None or b is None else format(b - a, "+" + form)
+        table.add_row(name, cell(first.quality, key, form), cell(second.quality, key, form), difference)
     with suppress(BundleError):  # one of them is deleted: its rows are not known any more
         slots = {slot.name: slot.rows for slot in registry.manifest(one).slots}
         now = {slot.name: slot.rows for slot in registry.manifest(other).slots}
@@ -118,10 +109,6 @@ def _told(promotion: Promotion) -> str:
 
 def _when(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,12 @@ from workflows.store import Record
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 860, 220, 60, 24
 _MOST_SHOWN = 12  # names below the curve
 
+FIGURES = (
+    ("AUC", "auc", ".4f"), ("PR-AUC", "pr_auc", ".4f"), ("logloss", "logloss", ".4f"),
+    ("normalised entropy", "normalised_entropy", ".4f"), ("calibration", "calibration", ".3f"),
+)  # fmt: skip
+"""What is shown of a Quality: name, attribute, format."""
+
 
 def page(record: Record, history: Sequence[Record], manifest: Manifest) -> str:
     """As HTML. `history`: of the models before, the newest last."""
@@ -34,21 +40,17 @@ def page(record: Record, history: Sequence[Record], manifest: Manifest) -> str:
     )  # fmt: skip
 
 
-def figures(record: Record) -> list[tuple[str, str, str, str]]:
-    """Name of a figure → of the new model, of the live one, and of the live one on the slot."""
+def figures(record: Record) -> list[tuple[str, ...]]:
+    """Name of a figure; of the new model, of the live one, and of the live one on the slot."""
 
-    def row(name: str, key: str, form: str) -> tuple[str, str, str, str]:
-        def cell(of: Quality | None) -> str:
-            value = None if of is None else getattr(of, key)
-            return "–" if value is None else format(value, form)
+    rows = (*FIGURES, ("samples", "samples", ",d"))
+    return [(name, *(cell(of, key, form) for of in (record.quality, record.live, record.preview))) for name, key, form in rows]
 
-        return name, cell(record.quality), cell(record.live), cell(record.preview)
 
-    return [
-        row("AUC", "auc", ".4f"), row("PR-AUC", "pr_auc", ".4f"), row("logloss", "logloss", ".4f"),
-        row("normalised entropy", "normalised_entropy", ".4f"), row("calibration", "calibration", ".3f"),
-        row("samples", "samples", ",d"),
-    ]  # fmt: skip
+def cell(of: Quality | None, key: str, form: str) -> str:
+    """A figure as people read it."""
+    value = None if of is None else getattr(of, key)
+    return "–" if value is None else format(value, form)
 
 
 def curve(names: Sequence[str], series: dict[str, list[float | None]]) -> Markup:

@@ -132,37 +132,22 @@ class Pattern:
         yield from self._below(fs, root, 0, {}, since)
 
     def _below(self, fs: Any, folder: str, depth: int, read: dict[str, str], since: datetime) -> Iterator[tuple[Slot, str]]:
-        if read and self._is_over(read, since):
-            return
-        if depth == len(self._parts):
+        known = next((n for n, (directive, _, _) in enumerate(_GRAINS) if directive not in read), len(_GRAINS))
+        if known:
+            digits = "".join(f"%{directive}" for directive, _, _ in _GRAINS[:known])
             try:
-                begins = datetime.strptime("".join(read[d] for d, _, _ in _GRAINS[: self._fineness]), self._digits)
+                begins = datetime.strptime("".join(read[directive] for directive, _, _ in _GRAINS[:known]), digits)
             except ValueError:  # the 30th of February
                 return
-            yield self.slot(begins), folder
-            return
+            if begins.year < _LAST_YEAR and _next(begins, known) <= since:
+                return
+            if depth == len(self._parts):
+                yield self.slot(begins), folder
+                return
         for entry in fs.ls(folder, detail=True):
             name = str(entry["name"]).rstrip("/").rpartition("/")[2]
             if entry["type"] == "directory" and (match := self._parts[depth].fullmatch(name)):
                 yield from self._below(fs, str(entry["name"]).rstrip("/"), depth + 1, {**read, **match.groupdict()}, since)
-
-    def _is_over(self, read: dict[str, str], since: datetime) -> bool:
-        """Whether everything below a folder, of which so much is known, ends by `since`."""
-        known = 0
-        while known < self._fineness and _GRAINS[known][0] in read:
-            known += 1
-        if not known:
-            return False
-        digits = "".join(f"%{directive}" for directive, _, _ in _GRAINS[:known])
-        try:
-            begins = datetime.strptime("".join(read[directive] for directive, _, _ in _GRAINS[:known]), digits)
-        except ValueError:  # the 30th of February
-            return True
-        return begins.year < _LAST_YEAR and _next(begins, known) <= since
-
-    @cached_property
-    def _digits(self) -> str:
-        return "".join(f"%{directive}" for directive, _, _ in _GRAINS[: self._fineness])
 
 
 def _next(begins: datetime, fineness: int) -> datetime:

@@ -266,7 +266,7 @@ def test_command_lines_that_make_no_sense(tmp_path: Path, capsys: pytest.Capture
     assert "no such file" in capsys.readouterr().err
     assert main([str(days.path), "--until", "tomorrow"]) == 2
     assert "'tomorrow': is no slot; expected one as in 2024-09-21" in capsys.readouterr().err
-    for words in (["--again"], ["--until", "2024", "--backfill", "2024", "2024"]):
+    for words in (["--again"], ["--until", "2024", "--backfill", "2024", "2024"], ["--backfill", "2024-09-02", "2024-09-01"]):
         with pytest.raises(SystemExit) as ended:
             main([str(days.path), *words])
         assert ended.value.code == 2

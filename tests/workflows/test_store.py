@@ -195,6 +195,24 @@ def test_a_number_that_another_pipeline_has_taken_is_refused(registry: Registry,
         registry.put(tmp_path / "b", other, "")
 
 
+def test_a_kill_while_an_old_model_is_deleted_leaves_none_to_promote(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry, tmp_path, 4)
+
+    def kill(self: Store, folder: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete", kill)
+        with pytest.raises(Killed):
+            registry.prune(2)
+    with pytest.raises(BundleError, match=r"models/1/manifest\.json: is missing"):
+        registry.promote(1, "promoted")
+    assert registry.prune(2) == [1, 2]
+    assert registry.kept() == [3, 4]
+
+
 def test_what_a_killed_command_left_of_a_model_is_replaced(registry: Registry, tmp_path: Path) -> None:
     Store(registry.url).put("models/1/embeddings/b.parquet", b"of another slot")
     assert registry.next_version() == 2
