@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from flowps.cluster.assign import Assignment, assign, reassign
 from flowps.cluster.offer import Offer, ask, workers_now
 from flowps.config import Config
 from flowps.errors import ClusterError, ConfigError, MissingWorkersError, StoppedError
-from flowps.ps.wire.heap import KEEP_BYTES, MMAP_BYTES
+from flowps.heap import ARROW_POOL, KEEP_BYTES, MMAP_BYTES, memory_kept
 
 # Dask's sampling profiler stops every thread 100 times a second to look at its stack, here on the trainer's own cores.
 # Its nanny makes workers give freed memory back at once, and the next partition's page faults cost more than decoding it saves.
@@ -33,6 +33,7 @@ _LOCAL = {
     "distributed.deploy.lost-worker-timeout": "365 days",
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": KEEP_BYTES,
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": MMAP_BYTES,
+    "distributed.nanny.pre-spawn-environ.ARROW_DEFAULT_MEMORY_POOL": ARROW_POOL,
 }
 _LOOPBACK = "127.0.0.1"
 _HANDSHAKE_S = 1.0  # after the connection
@@ -79,7 +80,8 @@ def launch(config: Config) -> Iterator[tuple[distributed.Client, str]]:
             raise ConfigError(
                 f"cluster.dashboard: the {config.cluster.mode} cluster cannot start on {address!r}: {error}"
             ) from None
-        with cluster, apart.run(distributed.Client, cluster) as client:
+        keeping = memory_kept() if config.cluster.mode == "embedded" else nullcontext()
+        with keeping, cluster, apart.run(distributed.Client, cluster) as client:
             yield client, _dashboard(cluster, address)
 
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from flowps.batch import Float32
 from flowps.errors import CapacityError, StoppedError, UnreachableError, WireError
+from flowps.heap import keep_memory
 from flowps.ps.endpoint import Endpoint
 from flowps.ps.parcel import Lines, Parcel
 from flowps.ps.wire import flowps_pb2 as pb
 from flowps.ps.wire import message
-from flowps.ps.wire.heap import keep_memory
 from flowps.ps.wire.protocol import ATTEMPTS, PROTOCOL, SERVICE, error_of, options
 from flowps.ps.wire.security import Security
 from flowps.version import __version__

@@ -22,11 +22,11 @@ from grpc_reflection.v1alpha import reflection
 
 from flowps.batch import Float32
 from flowps.errors import DataError, WireError
+from flowps.heap import keep_memory
 from flowps.ps.endpoint import Endpoint
 from flowps.ps.parcel import Lines
 from flowps.ps.wire import flowps_pb2 as pb
 from flowps.ps.wire import message
-from flowps.ps.wire.heap import keep_memory
 from flowps.ps.wire.once import Once
 from flowps.ps.wire.protocol import ATTEMPTS, CODES, PROTOCOL, SERVICE, options, target_of
 from flowps.ps.wire.security import Security
