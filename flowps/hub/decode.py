@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from flowps.batch import Batch, Float32, Uint64, offsets_of
 from flowps.config import Slot
 from flowps.errors import DataError
-from flowps.hub.hashing import bag_lengths, hash_strings, hash_words, place_bags, place_singles, slot_seed
+from flowps.hub.hashing import (
+    bag_lengths,
+    hash_strings,
+    hash_words,
+    place_bags,
+    place_singles,
+    slot_seed,
+)
 from flowps.hub.schema import Schema
 
 Int64 = NDArray[np.int64]
@@ -28,14 +35,36 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Bags:
-    """The signs of one slot in storage order: row r has `signs[starts[r]:starts[r + 1]]`, or just `signs[r]` if starts is None.
+    """The values of one slot in storage order: row r has `values[starts[r]:starts[r + 1]]`, or just `values[r]` if starts is None.
 
-    shares   the weight of each sign, if the slot has weights
+    values    uint64: words of integers that `hashing`, a seed and a hash_size, makes signs of; signs where that is None
+    shares    the weight of each value, if the slot has weights
     """
 
-    signs: Uint64
-    starts: Int64 | None
-    shares: Float32 | None
+    values: Uint64
+    hashing: tuple[np.uint64, np.uint64] | None
+    starts: Int64 | None = None
+    shares: Float32 | None = None
+
+    @property
+    def signs(self) -> Uint64:
+        """The signs of the values."""
+        if self.hashing is None:
+            return self.values
+        signs = np.empty(len(self.values), np.uint64)
+        hash_words(self.values, *self.hashing, signs)
+        return signs
+
+    def place(self, order: Int64, bounds: Int64, bases: Int64, ends: Int64, signs: Uint64, shares: Float32 | None) -> None:
+        """Write signs and shares of rows `order[bounds[k]:bounds[k + 1]]` from `bases[k]` to `ends[k]`, for each batch k."""
+        # Integers are hashed only now: the signs of one slot are still in the cache when they are placed.
+        for values, out in ((self.signs, signs), (self.shares, shares)):
+            if values is None or out is None:
+                continue
+            if self.starts is None:
+                place_singles(values, order, bounds, bases, out)
+            else:
+                place_bags(values, self.starts, order, bounds, bases, ends, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +123,11 @@ def cut(columns: Columns, order: Int64 | None, bounds: Sequence[int]) -> list[Ba
     signs = np.empty(first[-1], np.uint64)
     shares = np.ones(first[-1], np.float32) if any(bags.shares is not None for bags in columns.slots) else None
     edges = np.array(bounds, np.int64)
+    # Where the signs of each slot begin in each batch, and the last ones end: [batch, slots + 1].
+    slots = np.arange(len(columns.slots) + 1)
+    at = first[:-1, None] + [of_batch[slots * (hi - lo)] for of_batch, (lo, hi) in zip(offsets, ranges, strict=True)]
     for s, bags in enumerate(columns.slots):
-        bases = np.array([first[k] + offsets[k][s * (hi - lo)] for k, (lo, hi) in enumerate(ranges)], np.int64)
-        for values, out in ((bags.signs, signs), (bags.shares, shares)):
-            if values is None:
-                continue
-            if bags.starts is None:
-                place_singles(values, order, edges, bases, out)
-            else:
-                place_bags(values, bags.starts, order, edges, bases, out)
+        bags.place(order, edges, at[:, s].copy(), at[:, s + 1].copy(), signs, shares)
     labels, dense = columns.labels[order], columns.dense[order]
     weights = None if columns.weights is None else columns.weights[order]
     return [
@@ -189,7 +214,7 @@ def _bags(table: pa.Table, slot: Slot, place: _Place) -> Bags:
     if values.null_count:
         starts = _ranks(values) if starts is None else _ranks(values)[starts]
         values = values.drop_null()
-    bags = Bags(_signs(values, slot), starts, shares)
+    bags = Bags(*_words(values, slot), starts, shares)
     return _shortened(bags, slot.max_len) if slot.pooling == "none" else bags
 
 
@@ -199,7 +224,7 @@ def _shortened(bags: Bags, most: int) -> Bags:
         return bags
     kept = np.arange(bags.starts[-1]) - np.repeat(bags.starts[:-1], lengths) < most
     starts = np.concatenate([[0], np.cumsum(np.minimum(lengths, most))])
-    return Bags(bags.signs[kept], starts, None if bags.shares is None else bags.shares[kept])
+    return Bags(bags.values[kept], bags.hashing, starts, None if bags.shares is None else bags.shares[kept])
 
 
 def _flat(column: pa.Array) -> tuple[pa.Array, Int64 | None]:
@@ -252,27 +277,24 @@ def _ranks(values: pa.Array) -> Int64:
     return ranks
 
 
-def _signs(values: pa.Array, slot: Slot) -> Uint64:
-    """uint64 signs of flat values without nulls."""
+def _words(values: pa.Array, slot: Slot) -> tuple[Uint64, tuple[np.uint64, np.uint64] | None]:
+    """Values and hashing of `Bags`, of flat values without nulls. Integers are hashed where they are placed, others here."""
+    hashing = slot_seed(slot.name), np.uint64(slot.hash_size)
     if pa.types.is_dictionary(values.type):
         # A dictionary may hold nulls that no index uses: they hash as anything.
-        of_entry = _signs(values.dictionary.fill_null(_zero(values.type.value_type)), slot)
+        of_entry = Bags(*_words(values.dictionary.fill_null(_zero(values.type.value_type)), slot)).signs
         indices = values.indices.to_numpy(zero_copy_only=False)
-        return of_entry[indices] if len(indices) else np.empty(0, np.uint64)
-    signs = np.empty(len(values), np.uint64)
-    seed, hash_size = slot_seed(slot.name), np.uint64(slot.hash_size)
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        width = np.int64 if pa.types.is_large_string(values.type) else np.int32
-        _, offsets, data = values.buffers()
-        starts = (
-            np.frombuffer(offsets, width, len(values) + 1, values.offset * width().itemsize) if len(values) else np.zeros(1, width)
-        )
-        text = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-        hash_strings(text, starts.astype(np.int64), seed, hash_size, signs)
-    elif len(values):
+        return of_entry[indices] if len(indices) else np.empty(0, np.uint64), None
+    if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
         words = values if pa.types.is_uint64(values.type) else values.cast(pa.int64())
-        hash_words(words.to_numpy().view(np.uint64), seed, hash_size, signs)
-    return signs
+        return words.to_numpy().view(np.uint64), hashing
+    signs = np.empty(len(values), np.uint64)
+    width = np.int64 if pa.types.is_large_string(values.type) else np.int32
+    _, offsets, data = values.buffers()
+    starts = np.frombuffer(offsets, width, len(values) + 1, values.offset * width().itemsize) if len(values) else np.zeros(1, width)
+    text = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+    hash_strings(text, starts.astype(np.int64), *hashing, signs)
+    return signs, None
 
 
 def _zero(found: pa.DataType) -> pa.Scalar:

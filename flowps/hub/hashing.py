@@ -139,6 +139,22 @@ def bag_lengths(starts, rows, lengths):
         lengths[i] = starts[rows[i] + 1] - starts[rows[i]]
 
 
+@intrinsic
+def _copy_eight(typing: Any, values: Any, at: Any, out: Any, to: Any) -> Any:
+    """`out[to:to + 8] = values[at:at + 8]`, of arrays of one type: a load and a store."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, target = (context.make_array(sig.args[k])(context, builder, args[k]).data for k in (0, 2))
+        element = context.get_data_type(sig.args[0].dtype)
+        eight = ir.VectorType(element, 8).as_pointer()
+        found = builder.load(builder.bitcast(builder.gep(source, [args[1]]), eight))
+        stored = builder.store(found, builder.bitcast(builder.gep(target, [args[3]]), eight))
+        found.align = stored.align = context.get_abi_alignment(element)
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp, out, types.intp), codegen
+
+
 @_kernel
 def place_singles(values, rows, bounds, bases, out):
     """One value (sign or share) per row: those of rows `rows[bounds[k]:bounds[k + 1]]` go to `out[bases[k]:]`, for each batch k.
@@ -151,14 +167,24 @@ def place_singles(values, rows, bounds, bases, out):
 
 
 @_kernel
-def place_bags(values, starts, rows, bounds, bases, out):
-    """As `place_singles`, for the bags `values[starts[r]:starts[r + 1]]` of rows r, one after the other."""
+def place_bags(values, starts, rows, bounds, bases, ends, out):
+    """As `place_singles`, for the bags `values[starts[r]:starts[r + 1]]` of rows r, one after the other, up to `ends[k]`.
+
+    Eight values are copied at once, however many are left, and the next bag overwrites what is too much: no branch depends on how
+    long a short bag is, which the processor could not predict.
+    """
     for k in range(len(bases)):
-        n = bases[k]
+        to = bases[k]
         for j in range(bounds[k], bounds[k + 1]):
-            for i in range(starts[rows[j]], starts[rows[j] + 1]):
-                out[n] = values[i]
-                n += 1
+            start, stop = starts[rows[j]], starts[rows[j] + 1]
+            for at in range(start, stop, 8):
+                here = to + at - start
+                if at + 8 <= len(values) and here + 8 <= ends[k]:
+                    _copy_eight(values, at, out, here)
+                else:
+                    for i in range(min(stop - at, 8)):
+                        out[here + i] = values[at + i]
+            to += stop - start
 
 
 def slot_seed(name: str) -> np.uint64:

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,8 @@ def test_folding_leaves_at_most_hash_size_signs_spread_over_64_bits(hash_size: i
 @st.composite
 def batches_of_bags(draw: st.DrawFn) -> tuple[Uint64, Int64, Int64, Int64, Int64]:
     """`signs` and `starts` of some bags, `rows` of them in any order, `bounds` of batches, and a gap before each."""
-    bags = draw(st.lists(st.lists(UINT64, max_size=4), min_size=1, max_size=8))
+    lengths = st.integers(0, 4) | st.integers(0, 25)  # they are copied in eights
+    bags = draw(st.lists(lengths.flatmap(lambda n: st.lists(UINT64, min_size=n, max_size=n)), min_size=1, max_size=8))
     rows = draw(st.lists(st.integers(0, len(bags) - 1), max_size=12))
     cuts = sorted(draw(st.lists(st.integers(0, len(rows)), max_size=3)))
     gaps = draw(st.lists(st.integers(0, 3), min_size=len(cuts) + 1, max_size=len(cuts) + 1))
@@ -216,8 +218,9 @@ def test_place_bags(dtype: type[np.generic], given_bags: tuple[Uint64, Int64, In
     signs, starts, rows, bounds, gaps = given_bags
     values = signs.astype(dtype)
     bases, expected = placed(np.split(values, starts[1:-1]), rows, bounds, gaps)
+    ends = bases + np.array([sum(np.diff(starts)[rows[lo:hi]]) for lo, hi in pairwise(bounds)], np.int64)
     out = np.zeros(len(expected), dtype)
-    place_bags(values, starts, rows, bounds, bases, out)
+    place_bags(values, starts, rows, bounds, bases, ends, out)
     np.testing.assert_array_equal(out, expected)
 
 
