@@ -6,12 +6,14 @@ and reused; `--data DIR` takes files of the same columns made elsewhere (`train*
 names): list columns and strings are slots, numbers are dense.
 
 `--mode processes` gives hub, shards and trainer processes of their own, on this machine. `--compare` runs both modes by turns, each
-round in the other order, and reports what of the one process's speed is left. What each figure counts is under "counted".
+round in the other order, and reports what of the one process's speed is left. `--rival keras` and `--rival torch` train the same
+net without flowps too (`bench.rival`), likewise by turns. What each figure counts is under "counted".
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -29,7 +31,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench import machine
+from bench import machine, rival
 from flowps.synthetic import WORKLOADS, generate
 
 
@@ -84,6 +86,7 @@ def main() -> int:
     parser.add_argument("--mode", choices=list(MODES), default="embedded", help="where the roles run")
     parser.add_argument("--shards", type=int, help="shards (default: 1, with --mode processes or --compare 2)")
     parser.add_argument("--compare", action="store_true", help="both modes by turns; --runs rounds")
+    parser.add_argument("--rival", choices=list(rival.RIVALS), help="flowps and the same without it by turns; --runs rounds")
     parser.add_argument("--data", type=Path, help="folder of the data (default: data/bench/WORKLOAD, generated when missing)")
     parser.add_argument("--runs", type=int, default=3, help="runs to take the medians of (default: 3)")
     parser.add_argument("--json", type=Path, help="write the result here too")
@@ -92,12 +95,15 @@ def main() -> int:
         at = arguments.index("--")
         arguments, knobs = arguments[:at], arguments[at + 1 :]
     options = parser.parse_args(arguments)
+    if options.compare and options.rival:
+        parser.error("give --compare or --rival")
     if options.compare:
         workloads = [options.workload] if options.workload else list(TRAINED)
         result = compare(workloads, options.net, options.data, options.runs, options.shards or MODES["processes"], knobs)
     elif options.workload:
-        shards = options.shards or MODES[options.mode]
-        result = measure(options.workload, options.net, options.mode, options.data, options.runs, knobs, shards)
+        how = options.mode, options.data, options.runs, knobs, options.shards or MODES[options.mode]
+        beside = functools.partial(measure_beside, options.rival) if options.rival else measure
+        result = beside(options.workload, options.net, *how)
     else:
         parser.error("name a workload, or give --compare")
     text = json.dumps(result, indent=2)
@@ -133,6 +139,19 @@ def measure(
         "runs": found,
         "machine": machine.describe(),
     }
+
+
+def measure_beside(
+    other: str, workload: str, net: str | None, mode: str, data: Path | None, rounds: int, knobs: Sequence[str], shards: int
+) -> dict[str, Any]:  # fmt: skip
+    """flowps and a rival by turns."""
+    rival.require(other)
+    net = net or TRAINED[workload].net
+    command = command_of(workload, net, data, [*roles(mode, shards), *knobs])
+    with training(first_file(command, evaluate=False), {}):  # kernels compiled, TensorFlow's files in memory
+        pass
+    found = rival.against(other, workload, net, command, rounds, lambda: _run(command, {}))
+    return {**found, "mode": mode, "shards": shards, "knobs": list(knobs)}
 
 
 def compare(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import end_to_end, placement
+from bench import end_to_end, placement, rival
 from flowps.synthetic import criteo, dsp_ctr, generate
 from tests.bench.test_placement import IN_SHARD_NS
 
@@ -54,6 +54,26 @@ def test_files_of_the_same_columns_made_elsewhere(tmp_path: Path, monkeypatch: p
     assert found["empty_reads"] == 0
     assert 0.5 < found["test_auc"] < found["best_auc"] == pytest.approx(made.best_auc)
     assert found["machine"]["cores"] >= 1
+
+
+@pytest.mark.parametrize("name", list(rival.RIVALS))
+def test_beside_the_same_net_without_flowps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "torch":
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+    made = generate(criteo(), tmp_path / "data", rows=60_000, test_rows=5_000)
+    result = tmp_path / "result.json"
+    arguments = ["criteo", "--rival", name, "--data", str(tmp_path / "data"), "--runs", "1", "--json", str(result)]
+    monkeypatch.setattr(sys, "argv", ["bench.end_to_end", *arguments, "--", "--data.batch_size", "1024"])
+    assert end_to_end.main() == 0
+    found = json.loads(result.read_text(encoding="utf-8"))
+    for side in ("flowps", "rival"):
+        assert all(found[side][figure] > 0 for figure in rival.FIGURES if figure != "trainer_wait_share")
+        assert 0 <= found[side]["trainer_wait_share"] <= 1
+        assert 0.6 < found[side]["test_auc"] < made.best_auc
+    assert found["flowps"]["test_auc"] == pytest.approx(found["rival"]["test_auc"], abs=0.02)
+    assert found["rival"]["runs"][0]["examples"] == 60_000
+    assert found["ratio"] == found["ratio_least"] == found["ratio_most"] > 0
+    assert len(rival.markdown(found).splitlines()) == 4
 
 
 @pytest.fixture(scope="module")
