@@ -20,6 +20,8 @@ _COMMANDS = (
     ["bench.shard", "uniform", "--threads", "1", "--json", "shard-3-uniform-1.json"],
     ["bench.shard", "uniform", "--threads", "2", "--json", "shard-3-uniform-2.json"],
     ["bench.shard", "dsp_ctr", "--evict", "--json", "shard-4-dsp_ctr-evict.json"],
+    ["bench.shard", "dsp_ctr", "--rivals", "--turns", "30", "--json", "shard-rivals-1-dsp_ctr.json"],
+    ["bench.shard", "criteo", "--rivals", "--turns", "30", "--json", "shard-rivals-2-criteo.json"],
     ["bench.scale", "--json", "scale.json"],
     ["bench.map", "--json", "map.json"],
     ["bench.feed", "--json", "feed.json"],

@@ -4,20 +4,28 @@ Every turn looks up and pushes a batch that was not seen before, dim 16, Adagrad
 floors run in the same turn on the same arena: rows whose places are known already, summed (`floor_lookup_ms`), and stepped once
 per occurrence without being summed (`floor_push_ms`), by a bare loop on one thread, and cut among as many threads as the shard
 has. Times are wall clock: median and 99th percentile of single calls; machines are shared, so compare within a run.
+
+`--rivals`: before that, the shard and the tables of `bench.shard_contender`, all with the same resident rows and the same number of
+threads, look up and push the same batches, in every turn in another order. A turn is two batches of each in a row: the first brings
+the caches back from the one before, the second is timed. A ratio is a rival's time over that of the shard in the same turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench import machine, workload
+from bench import machine, shard_contender, workload
+from bench.contender import tensorflow
 from flowps.config import Slot
 from flowps.ps.kernels import kernel
 from flowps.ps.kernels.vector import fill, lanes16, load_as, prefetch, root, store_as
@@ -28,7 +36,7 @@ from flowps.ps.team import Team
 
 DIM, STRIDE = 16, 32
 RESIDENT = {"dsp_ctr": 2_600_000, "criteo": 1_500_000, "uniform": 10_000_000}
-_WARM_UP = 12
+_WARM_UP, _RIVAL_WARM_UP = 12, 2
 
 
 @kernel
@@ -131,7 +139,8 @@ class Bench:
     def places(self, batch: workload.SignBatch) -> tuple[np.ndarray, np.ndarray]:
         """The rows of a batch's signs, created where they are new, and the bounds of its bags."""
         (_, table), *_ = self.shard._tables
-        bags = Bags(batch.signs, batch.offsets, self.shape.size, self.positions, self.positions * DIM)
+        size = (len(batch.offsets) - 1) // len(self.positions)
+        bags = Bags(batch.signs, batch.offsets, size, self.positions, self.positions * DIM)
         buffers = table._take_buffers(len(batch.signs))
         with table._index_lock:
             number = table.recency.begin(2 * len(batch.signs), table._lower)
@@ -141,12 +150,59 @@ class Bench:
         table._give_back(buffers)
         return rows, batch.offsets.astype(np.int64)
 
+    def resident(self, batches: Iterable[workload.SignBatch]) -> shard_contender.Rows:
+        """A copy of the rows, in the order in which they lie in the arena, and which signs of `batches` have none."""
+        of_slots = list(self.shard.rows())
+        signs, weights, squares = (np.concatenate([getattr(o, of) for o in of_slots]) for of in ("signs", "weights", "state"))
+        # Chunks come slot by slot: together they are a batch of one sample.
+        counts = {slot.name: 0 for slot in self.shard._slots}
+        for of in of_slots:
+            counts[of.slot.name] += len(of.signs)
+        places, _ = self.places(workload.SignBatch(signs, np.cumsum([0, *counts.values()]).astype(np.int32)))
+        order = np.argsort(places)
+        drawn, first = np.unique(np.concatenate([batch.signs for batch in batches]), return_index=True)
+        missing = ~np.isin(drawn, signs)
+        new = drawn[missing][np.argsort(first[missing])]
+        return shard_contender.Rows(signs[order], weights[order], squares[order], new)
+
+    def beside_rivals(self, turns: int) -> dict[str, Any]:
+        """Times of the shard and of its rivals, who is left out and why, and the versions of their packages."""
+        pairs = [(next(self.source), next(self.source)) for _ in range(turns + _RIVAL_WARM_UP)]
+        found_in = {kind: importlib.util.find_spec(kind.package) is not None for kind in shard_contender.RIVALS}
+        rows = self.resident(batch for pair in pairs for batch in pair)
+        contenders = [
+            shard_contender.Flowps(self.shard, len(self.positions)),
+            *(kind(rows, self.team.size) for kind, found in found_in.items() if found),
+        ]
+        grads, random = np.full((self.out.size // DIM, DIM), 1e-3, np.float32), np.random.default_rng(1)
+        seconds = np.zeros((len(pairs), len(contenders), 2))
+        for of_turn, pair in zip(seconds, pairs, strict=True):
+            for k, batch in itertools.product(random.permutation(len(contenders)), pair):
+                contenders[k].prepare(batch, grads)
+                begin = time.perf_counter()
+                contenders[k].look_up()
+                middle = time.perf_counter()
+                contenders[k].push()
+                of_turn[k] = middle - begin, time.perf_counter() - middle
+        seconds = seconds[_RIVAL_WARM_UP:]
+        names = ("lookup_ms_p50", "push_ms_p50", "lookup_ratio", "push_ratio")
+        figures = np.hstack([np.median(seconds * 1e3, axis=0), np.median(seconds / seconds[:, :1], axis=0)]).tolist()
+        return {
+            "rival_turns": turns,
+            "rival_new_rows_per_batch": len(rows.new) / (2 * len(pairs)),
+            "rivals": {c.name: dict(zip(names, of, strict=True)) for c, of in zip(contenders, figures, strict=True)},
+            "left_out": {kind.name: f"{kind.package} is not installed" for kind, found in found_in.items() if not found},
+            "versions": {kind.package: version(kind.package) for kind, found in found_in.items() if found},
+        }
+
 
 def run(
-    name: str, threads: int = 1, resident: int = 0, turns: int = 200, evict: bool = False, admit_after: int = 1
-) -> dict[str, Any]:
-    """Measure, and say what was found."""
+    name: str, threads: int = 1, resident: int = 0, turns: int = 200, evict: bool = False, admit_after: int = 1,
+    rival_turns: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure, and say what was found; rivals only if they have turns."""
     bench = Bench(name, threads, resident or RESIDENT[name], evict, admit_after)
+    beside = bench.beside_rivals(rival_turns) if rival_turns else {}
     found = bench.measure(turns)
     (stats,) = bench.shard.stats()
     bench.shard.close()
@@ -174,6 +230,7 @@ def run(
         "bytes_per_row": stats.bytes / stats.capacity_rows,
         "evicted": stats.evicted,
         "inserts_per_s": 1 / float(np.median(bench.inserts[1:])) if len(bench.inserts) > 1 else None,
+        **beside,
         "machine": machine.describe(),
     }
 
@@ -189,9 +246,23 @@ def main() -> None:
         "--evict", action="store_true", help="capacity_rows is what is resident: every new row takes an old one's place"
     )
     parser.add_argument("--admit-after", type=int, default=1)
+    parser.add_argument("--rivals", action="store_true", help="measure other tables too, as far as they are installed")
+    parser.add_argument("--rival-turns", type=int, default=15, metavar="N", help="turns of a run with --rivals that they have")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     options = parser.parse_args()
-    result = run(options.workload, options.threads, options.rows, options.turns, options.evict, options.admit_after)
+    if options.rivals and (options.evict or options.admit_after > 1):
+        parser.error("rivals give every sign a row and keep it: --rivals cannot be measured with --evict or --admit-after")
+    if options.rivals and options.rival_turns < 1:
+        parser.error(f"--rival-turns is {options.rival_turns}, expected at least 1; leave out --rivals to measure the shard alone")
+    if options.rivals and importlib.util.find_spec("tensorflow") is not None:
+        # It can be told so only before its first operation.
+        tensorflow().config.threading.set_intra_op_parallelism_threads(options.threads)
+        tensorflow().config.threading.set_inter_op_parallelism_threads(options.threads)
+        tensorflow().config.set_visible_devices([], "GPU")
+    rival_turns = options.rival_turns if options.rivals else 0
+    result = run(
+        options.workload, options.threads, options.rows, options.turns, options.evict, options.admit_after, rival_turns
+    )  # fmt: skip
     print(json.dumps({key: value for key, value in result.items() if key != "machine"}, indent=2))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

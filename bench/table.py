@@ -110,7 +110,7 @@ def shard() -> str:
         "| bytes per row |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    files = sorted(RESULTS.glob("shard-*.json"))
+    files = sorted(RESULTS.glob("shard-[0-9]*.json"))
     for found in (_read(path.name) for path in files):
         name = f"`{found['workload']}`{', evicting' if found['evict'] else ''}"
         lines.append(
@@ -119,6 +119,22 @@ def shard() -> str:
             f"| {found['push_ms_p50']:.2f} | {found['push_ratio']:.2f} | {found['bytes_per_row']:.0f} |"
         )
     return "\n".join([*lines, "", _machine(_read(files[0].name)), ""])
+
+
+def shard_rivals() -> str:
+    """Lookups and pushes beside those of other tables."""
+    lines = ["| workload | contender | lookup ms | × flowps | push ms | × flowps |", "|---|---|---|---|---|---|"]
+    results = [_read(path.name) for path in sorted(RESULTS.glob("shard-rivals-*.json"))]
+    lines += [
+        f"| `{found['workload']}` | {name} | {r['lookup_ms_p50']:.1f} | {r['lookup_ratio']:.1f} "
+        f"| {r['push_ms_p50']:.1f} | {r['push_ratio']:.1f} |"
+        for found in results
+        for name, r in found["rivals"].items()
+    ]
+    first = results[0]
+    lines += [f"\n{name} is left out: {why}." for name, why in first["left_out"].items()]
+    about = first["machine"] | {"versions": first["machine"]["versions"] | first["versions"]}
+    return "\n".join([*lines, "", _machine({"machine": about, "turns": first["rival_turns"]}), ""])
 
 
 def scale() -> str:
@@ -250,6 +266,7 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "orders": orders,
     "quality": quality,
     "shard": shard,
+    "shard_rivals": shard_rivals,
     "scale": scale,
     "kernel": kernel,
     "map": map_table,
