@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench import machine
-from bench.shard import RESIDENT, Bench, gather, scatter
+from bench.shard import RESIDENT, Bench, gather, places, scatter
 from flowps.ps.kernels import index, pool, update
 from flowps.ps.table import Bags
 
@@ -65,7 +65,7 @@ class Workload:
         columns = self.bench.positions * 16
         self.bags = [Bags(batch.signs, batch.offsets, self.bench.shape.size, self.bench.positions, columns) for batch in drawn]
         self.places = [bags.places for bags in self.bags]
-        self.rows = [self.bench.places(batch)[0] for batch in drawn]
+        self.rows = [places(self.bench.shard, batch)[0] for batch in drawn]
 
     def find(self, b: int) -> None:
         """As an evaluation does."""

@@ -69,6 +69,21 @@ def scatter(rows, bounds, first, last, arena, grads, rate):  # type: ignore[no-u
             store_as(arena, at, load_as(lanes16(), arena, at) - step)
 
 
+def places(shard: Shard, batch: workload.SignBatch) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a batch's signs in a shard of one table, created where they are new, and the bounds of its bags."""
+    (positions, table), *_ = shard._tables
+    size = (len(batch.offsets) - 1) // len(positions)
+    bags = Bags(batch.signs, batch.offsets, size, positions, positions * DIM)
+    buffers = table._take_buffers(len(batch.signs))
+    with table._index_lock:
+        number = table.recency.begin(2 * len(batch.signs), table._lower)
+        table._find_or_create(bags, bags.places, buffers, number, 1)
+    table.recency.land(number)
+    rows = buffers.rows[: len(batch.signs)].copy()
+    table._give_back(buffers)
+    return rows, batch.offsets.astype(np.int64)
+
+
 class Bench:
     """A shard with its resident rows, and the floors over its memory."""
 
@@ -124,7 +139,7 @@ class Bench:
             found.setdefault("signs", []).append(len(batch.signs))
             found.setdefault("new", []).append(table.stats().inserted - before)
             # The floors get a batch of their own, whose rows have not been read either, found without reading them.
-            rows, bounds = self.places(next(self.source))
+            rows, bounds = places(self.shard, next(self.source))
             cuts = np.searchsorted(bounds, np.linspace(0, bounds[-1], self.team.size + 1))
             cuts[0], cuts[-1] = 0, len(bounds) - 1
 
@@ -136,20 +151,6 @@ class Bench:
             timed("floor_push", in_parts(scatter, table.memory.arena, flat_grads, np.float32(1e-6)))
         return {key: np.array(values[_WARM_UP:]) for key, values in found.items()}
 
-    def places(self, batch: workload.SignBatch) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a batch's signs, created where they are new, and the bounds of its bags."""
-        (_, table), *_ = self.shard._tables
-        size = (len(batch.offsets) - 1) // len(self.positions)
-        bags = Bags(batch.signs, batch.offsets, size, self.positions, self.positions * DIM)
-        buffers = table._take_buffers(len(batch.signs))
-        with table._index_lock:
-            number = table.recency.begin(2 * len(batch.signs), table._lower)
-            table._find_or_create(bags, bags.places, buffers, number, 1)
-        table.recency.land(number)
-        rows = buffers.rows[: len(batch.signs)].copy()
-        table._give_back(buffers)
-        return rows, batch.offsets.astype(np.int64)
-
     def resident(self, batches: Iterable[workload.SignBatch]) -> shard_contender.Rows:
         """A copy of the rows, in the order in which they lie in the arena, and which signs of `batches` have none."""
         of_slots = list(self.shard.rows())
@@ -158,8 +159,8 @@ class Bench:
         counts = {slot.name: 0 for slot in self.shard._slots}
         for of in of_slots:
             counts[of.slot.name] += len(of.signs)
-        places, _ = self.places(workload.SignBatch(signs, np.cumsum([0, *counts.values()]).astype(np.int32)))
-        order = np.argsort(places)
+        rows, _ = places(self.shard, workload.SignBatch(signs, np.cumsum([0, *counts.values()]).astype(np.int32)))
+        order = np.argsort(rows)
         drawn, first = np.unique(np.concatenate([batch.signs for batch in batches]), return_index=True)
         missing = ~np.isin(drawn, signs)
         new = drawn[missing][np.argsort(first[missing])]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from flowps.batch import Batch, Float32
 from flowps.errors import CheckpointError, ConfigError, ModelError
+from flowps.trainer.adam import FusedAdam
 from flowps.trainer.forward import Forward, called
 from flowps.trainer.models import ModelSpec
 
@@ -58,7 +59,7 @@ class Step:
             )
         try:
             config = {"learning_rate": learning_rate, **clips}
-            self._optimizer = keras.optimizers.get({"class_name": optimizer, "config": config})
+            self._optimizer = FusedAdam.instead_of(keras.optimizers.get({"class_name": optimizer, "config": config}))
         except Exception as error:
             raise ConfigError(
                 f"trainer.optimizer: Keras has no optimizer {optimizer!r} that takes a learning rate: {error}"

@@ -95,7 +95,8 @@ def test_loss_logits_gradient_and_weights_are_tensorflows(optimizer: str, jit: b
         gradient, *gradients = tape.gradient(loss, [pooled, *twin.trainable_variables])
         twin_optimizer.apply(gradients, twin.trainable_variables)
         assert found == pytest.approx(float(loss), rel=1e-5)
-        np.testing.assert_allclose(found_logits, logits, rtol=1e-5, atol=1e-6)
+        # Steps of 0.1 from moments that are rounded otherwise.
+        np.testing.assert_allclose(found_logits, logits, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found_gradient, gradient, rtol=1e-4, atol=1e-6)
         for weight, expected in zip(step.model.get_weights(), twin.get_weights(), strict=True):
             np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
@@ -241,7 +242,7 @@ def test_the_batch_size_may_change_without_tracing_again():
 @pytest.mark.parametrize("name", ["adam", "Adam", "sgd", "SGD", "adagrad", "rmsprop", "adamw", "nadam", "ftrl", "lion"])
 def test_any_keras_optimizer_by_name_with_the_learning_rate(name: str):
     step = make_step(optimizer=name, rate=0.03)
-    assert type(step._optimizer).__name__.lower() == name.lower()
+    assert type(step._optimizer).__name__.lower().removeprefix("fused") == name.lower()
     assert float(step._optimizer.learning_rate) == pytest.approx(0.03)
 
 
