@@ -1,9 +1,9 @@
-"""`python -m bench.end_to_end {criteo,dsp_ctr}`: train a generated workload as a user would and report speed, memory and quality.
+"""`python -m bench.end_to_end {criteo,dsp_ctr,ml1m}`: train a workload as a user would and report speed, memory and quality.
 
 Each run is the command `python -m flowps.train` in a process of its own. Steady-state figures leave out its first steps and the
 evaluation; the figures of several runs are given as medians, with all of them under "runs". The data is generated once, seeded,
 and reused; `--data DIR` takes files of the same columns made elsewhere (`train*` and `test*` Parquet files, or folders of those
-names): list columns and strings are slots, numbers are dense.
+names): list columns and strings are slots, numbers are dense. `ml1m` (MovieLens 1M, all columns slots) needs it.
 
 `--mode processes` gives hub, shards and trainer processes of their own, on this machine. `--compare` runs both modes by turns, each
 round in the other order, and reports what of the one process's speed is left. `--rival keras` and `--rival torch` train the same
@@ -42,9 +42,14 @@ class Workload:
     batch_size: int
     net: str
     log1p: bool
+    numbers: str = "dense"  # what columns of plain numbers are
 
 
-TRAINED = {"criteo": Workload(4096, "small", True), "dsp_ctr": Workload(1024, "dnn", False)}
+TRAINED = {
+    "criteo": Workload(4096, "small", True),
+    "dsp_ctr": Workload(1024, "dnn", False),
+    "ml1m": Workload(4096, "small", False, "slots"),
+}
 NETS = {
     "small": ["--model", "dnn", "--net.hidden", "128", "64"],
     "deepfm": ["--model", "deepfm", "--net.hidden", "400", "400", "400"],
@@ -98,7 +103,7 @@ def main() -> int:
     if options.compare and options.rival:
         parser.error("give --compare or --rival")
     if options.compare:
-        workloads = [options.workload] if options.workload else list(TRAINED)
+        workloads = [options.workload] if options.workload else list(WORKLOADS)
         result = compare(workloads, options.net, options.data, options.runs, options.shards or MODES["processes"], knobs)
     elif options.workload:
         how = options.mode, options.data, options.runs, knobs, options.shards or MODES[options.mode]
@@ -146,6 +151,8 @@ def measure_beside(
 ) -> dict[str, Any]:  # fmt: skip
     """flowps and a rival by turns."""
     rival.require(other)
+    if workload not in rival.WORKLOADS:
+        raise SystemExit(f"--rival: the rivals train {', '.join(rival.WORKLOADS)} only, not {workload}")
     net = net or TRAINED[workload].net
     command = command_of(workload, net, data, [*roles(mode, shards), *knobs])
     with training(first_file(command, evaluate=False), {}):  # kernels compiled, TensorFlow's files in memory
@@ -235,12 +242,17 @@ def command_of(workload: str, net: str, data: Path | None, knobs: Sequence[str])
     """Arguments of flowps.train, training files first."""
     how = TRAINED[workload]
     if data is None:
+        if workload not in WORKLOADS:
+            raise SystemExit(
+                f"{workload} is not generated here: give --data with the folder of its train*.parquet and test*.parquet"
+            )
         data = Path("data/bench") / workload
         generate(WORKLOADS[workload](), data)
     train, test = _files(data, "train"), _files(data, "test")
     return [
         "--data.train", *train, "--data.test", *test, "--data.batch_size", str(how.batch_size),
-        "--data.log1p", str(how.log1p).lower(), *_dense(train[0]), *NETS[net], "--cluster.dashboard", "", *knobs,
+        "--data.log1p", str(how.log1p).lower(), *(_dense(train[0]) if how.numbers == "dense" else []), *NETS[net],
+        "--cluster.dashboard", "", *knobs,
     ]  # fmt: skip
 
 

@@ -40,6 +40,7 @@ from bench.workload import SignBatch
 from flowps.arguments import parse
 from flowps.batch import Batch, Float32
 from flowps.config import Config
+from flowps.heap import memory_kept
 from flowps.hub.decode import Dense, cut, decode
 from flowps.hub.hashing import hash_strings, hash_words
 from flowps.hub.partition import Partition, list_files, partitions, read_table
@@ -47,6 +48,7 @@ from flowps.hub.schema import Schema, infer
 from flowps.ps.client import PsClient
 from flowps.ps.placement import place
 from flowps.ps.shard import Shard
+from flowps.synthetic import WORKLOADS
 from flowps.trainer.metrics import StreamingMetrics
 from flowps.trainer.models import ModelSpec, build
 from flowps.trainer.step import Step
@@ -214,8 +216,9 @@ def measure(workload: str, net: str, precision: str, turns: int) -> dict[str, An
     arguments = command_of(workload, net, None, ["--trainer.precision", precision])
     config = parse("flowps.train", "", arguments)
     ran = in_a_run(arguments, config.data.batch_size, config.data.partition_rows)
-    travel = Travel(config)
-    travel.run(turns)
+    with memory_kept():  # as in a run
+        travel = Travel(config)
+        travel.run(turns)
     clock, stages = travel.clock, []
     for name, known_as in STAGES.items():
         floor = f"floor {name}"
@@ -271,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.stages", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workload", choices=list(TRAINED), nargs="?", help="default: both, in both precisions")
+    parser.add_argument("workload", choices=list(WORKLOADS), nargs="?", help="default: both, in both precisions")
     parser.add_argument("--net", choices=list(NETS), help="default: small for criteo, dnn for dsp_ctr")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: both")
     parser.add_argument("--turns", type=int, default=12, help="partitions to time")
@@ -279,7 +282,7 @@ def main() -> None:
     options = parser.parse_args()
     found = [
         measure(workload, options.net or TRAINED[workload].net, precision, options.turns)
-        for workload in ([options.workload] if options.workload else TRAINED)
+        for workload in ([options.workload] if options.workload else WORKLOADS)
         for precision in ([options.precision] if options.precision else PRECISIONS)
     ]
     result = {"workloads": found, "machine": machine.describe()}
