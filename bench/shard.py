@@ -36,6 +36,7 @@ from flowps.ps.team import Team
 
 DIM, STRIDE = 16, 32
 RESIDENT = {"dsp_ctr": 2_600_000, "criteo": 1_500_000, "uniform": 10_000_000}
+_ALLOCATED = 60_000_000  # rows; memory for half as many again is taken beforehand up to there
 _WARM_UP, _RIVAL_WARM_UP = 12, 2
 
 
@@ -92,7 +93,7 @@ class Bench:
         slots = [Slot(name=f"s{k}", dim=DIM, admit_after=admit_after) for k in range(self.shape.num_slots)]
         capacity = resident if evict else resident + resident // 2 + 1_000_000
         each = -(-capacity // len(slots))
-        self.shard = Shard(slots, [each] * len(slots), 7, 1, threads, [True] * len(slots))
+        self.shard = Shard(slots, [each] * len(slots), 7, 1, threads, [resident <= _ALLOCATED] * len(slots))
         self.team = Team(threads, "bench")
         self.positions = np.arange(len(slots))
         self.width = len(slots) * DIM

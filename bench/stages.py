@@ -211,9 +211,9 @@ def in_a_run(arguments: list[str], batch_size: int, partition_rows: int) -> dict
     }
 
 
-def measure(workload: str, net: str, precision: str, turns: int) -> dict[str, Any]:
-    """All stages of a workload."""
-    arguments = command_of(workload, net, None, ["--trainer.precision", precision])
+def measure(workload: str, net: str, precision: str, turns: int, data: Path | None = None) -> dict[str, Any]:
+    """All stages of a workload; `data`: the folder of its files, instead of those that are generated."""
+    arguments = command_of(workload, net, data, ["--trainer.precision", precision])
     config = parse("flowps.train", "", arguments)
     ran = in_a_run(arguments, config.data.batch_size, config.data.partition_rows)
     with memory_kept():  # as in a run

@@ -5,6 +5,7 @@ Numbers there are generated here and nowhere else; `tests/test_packaging.py` hol
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -15,11 +16,14 @@ from typing import Any, get_args
 from bench import checkpoint as checkpoint_bench
 from bench import end_to_end as end_to_end_bench
 from bench import faults as faults_bench
+from bench import hundred as hundred_bench
 from bench import map as map_bench
 from bench import placement as placement_bench
 from bench import quality as quality_bench
 from bench import retraining as retraining_bench
+from bench import rival as rival_bench
 from bench import rpc as rpc_bench
+from bench import scale as scale_bench
 from bench import serving as serving_bench
 from bench import status as status_bench
 from flowps.config import RowOptimizer, Slot
@@ -28,6 +32,7 @@ from flowps.ps import optimizer
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "pictures" / "scale.svg"
 DOCS = [
     ROOT / "docs" / name
     for name in (
@@ -39,15 +44,22 @@ DOCS = [
         "models.md",
         "training.md",
         "retraining.md",
+        "performance.md",
     )
 ]
 
 
 def main() -> int:
-    """Rewrite the files."""
+    """Rewrite the files, and draw the picture."""
+    scale_bench.picture(_read("scale.json")).savefig(PICTURE, metadata={"Date": None, "Description": digest("scale.json")})
     for path in (README, *DOCS):
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
+
+
+def digest(name: str) -> str:
+    """Of a result, so that a picture says which one it shows."""
+    return hashlib.blake2b((RESULTS / name).read_bytes(), digest_size=16).hexdigest()
 
 
 def filled(text: str) -> str:
@@ -61,21 +73,44 @@ def filled(text: str) -> str:
 
 def end_to_end() -> str:
     """Speed, memory and quality of the workloads, one line per result."""
-    results = [_read(f"end_to_end-{name}.json") for name in ("criteo-small", "criteo-deepfm", "dsp_ctr-dnn")]
+    names = [name + suffix for name in ("criteo-small", "criteo-deepfm", "dsp_ctr-dnn") for suffix in ("", "-bfloat16")]
+    results = [_read(f"end_to_end-{name}.json") for name in (*names, "ml1m-small")]
     lines = [
-        "| workload | net | examples/s | CPU s per million | peak memory | first step, warm / cold | trainer waited "
+        "| workload | net | precision | examples/s | CPU s per million | peak memory | first step, warm / cold | trainer waited "
         "| test AUC / best |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         spread = [run["examples_per_s"] for run in r["runs"]]
+        precision = r["knobs"][r["knobs"].index("--trainer.precision") + 1] if "--trainer.precision" in r["knobs"] else "float32"
+        best = "" if r["best_auc"] is None else f" / {r['best_auc']:.4f}"
         lines.append(
-            f"| `{r['workload']}` | {r['net']} | {r['examples_per_s']:,.0f} ({min(spread):,.0f}–{max(spread):,.0f}) "
+            f"| `{r['workload']}` | {r['net']} | {precision} "
+            f"| {r['examples_per_s']:,.0f} ({min(spread):,.0f}–{max(spread):,.0f}) "
             f"| {r['cpu_s_per_million']:.1f} | {r['peak_rss_bytes'] / 2**30:.1f} GiB "
             f"| {r['first_step_s']:.1f} s / {r['first_step_cold_s']:.1f} s | {r['trainer_wait_share']:.1%} "
-            f"| {r['test_auc']:.4f} / {r['best_auc']:.4f} |"
+            f"| {r['test_auc']:.4f}{best} |"
         )
     return "\n".join([*lines, "", _machine(results[0]), ""])
+
+
+def rivals() -> str:
+    """flowps beside the same in Keras and PyTorch."""
+    results = [_read(path.name) for path in sorted(RESULTS.glob("rival-*.json"))]
+    about = results[0]["machine"] | {"versions": {name: v for of in results for name, v in of["machine"]["versions"].items()}}
+    return "\n".join([rival_bench.markdown(*results), "", _machine({"machine": about, "rounds": "2 or 3"}), ""])
+
+
+def stages() -> str:
+    """Where the CPU time of a batch goes."""
+    from bench.stages import markdown  # which loads TensorFlow
+
+    return _with_machine(markdown, "stages.json")
+
+
+def hundred() -> str:
+    """What a cluster of many workers would do."""
+    return hundred_bench.markdown(_read("hundred.json")) + "\n"
 
 
 def feed() -> str:
@@ -150,7 +185,8 @@ def scale() -> str:
         f"| {_millions(size['inserts_per_s'])} | {size['bytes_per_row']:.0f} |"
         for size in found["sizes"]
     ]
-    return "\n".join([*lines, "", _machine(found), ""])
+    left_out = [f"{why}." for why in found["left_out"].values()]
+    return "\n".join([*lines, "", *left_out, _machine(found), ""])
 
 
 def kernel() -> str:
@@ -262,6 +298,7 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "end_to_end": end_to_end,
     "faults": faults,
     "feed": feed,
+    "hundred": hundred,
     "optimizers": optimizers,
     "orders": orders,
     "quality": quality,
@@ -272,10 +309,12 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "map": map_table,
     "placement": placement,
     "retraining": retraining,
+    "rivals": rivals,
     "roles": roles,
     "rpc": rpc,
     "serving": serving,
     "status": status,
+    "stages": stages,
     "storage": storage,
 }
 

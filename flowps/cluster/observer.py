@@ -41,6 +41,7 @@ class Observer:
             self._setup = Setup(
                 event.hub_threads, event.tasks_in_flight, event.feed_threads, event.in_flight, len(assignment.shards),
                 not assignment.is_one_process,
+                event.multiplies_bfloat16 and self._plan.config.trainer.precision == "float32",
             )  # fmt: skip
             self._start = self._first = self._before = Moment(0.0, {}, roles.figures(), roles.usage())
         if not isinstance(event, TrainerStatus):

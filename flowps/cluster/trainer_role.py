@@ -115,7 +115,7 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
     distributed.secede()
     # TensorFlow only where a trainer runs.
     from flowps.trainer.loop import Trainer
-    from flowps.trainer.setup import devices
+    from flowps.trainer.setup import devices, multiplies_bfloat16
     from flowps.trainer.state import State
     from flowps.trainer.surroundings import Surroundings
 
@@ -181,7 +181,8 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
             warm_start=state.arrays if state is not None and task.is_warm else None,
         )  # fmt: skip
         trainer = Trainer(spec, plan.config, around)
-        emit(Started(trainer.feed_threads, plan.config.trainer.in_flight, plan.hub_threads, plan.tasks_in_flight, devices()))
+        chosen = trainer.feed_threads, plan.config.trainer.in_flight, plan.hub_threads, plan.tasks_in_flight
+        emit(Started(*chosen, devices(), multiplies_bfloat16()))
         try:
             trained = trainer.run()
         except BaseException:

@@ -62,7 +62,11 @@ class ShardFigures(msgspec.Struct, frozen=True):
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """What the roles are set up with, as far as it bounds them. `remote`: whether shards are in other processes than trainers."""
+    """What the roles are set up with, as far as it bounds them.
+
+    remote    whether shards are in other processes than trainers
+    narrower  whether the trainer's net could be multiplied several times as fast in bfloat16 and is not
+    """
 
     hub_threads: int
     tasks_in_flight: int
@@ -70,6 +74,7 @@ class Setup(msgspec.Struct, frozen=True):
     in_flight: int
     num_shards: int
     remote: bool
+    narrower: bool = False
 
 
 class Moment(msgspec.Struct, frozen=True):

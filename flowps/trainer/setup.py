@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -19,6 +20,18 @@ def prepare_tensorflow(config: Config) -> None:
             tf.config.threading.set_intra_op_parallelism_threads(config.trainer.tensorflow_threads)
     if config.trainer.in_flight == 1 and not config.trainer.jit_compile:
         tf.config.experimental.enable_op_determinism()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether TensorFlow multiplies matrices of bfloat16 several times as fast as those of float32: a processor with AMX, no GPU.
+
+    On Linux; elsewhere it is not known.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return " amx_bf16" in flags and not tf.config.list_physical_devices("GPU")
 
 
 def devices() -> list[str]:

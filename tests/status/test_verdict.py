@@ -47,6 +47,21 @@ def test_a_trainer_that_hardly_waits_is_bound_by_its_step() -> None:
     assert "data.batch_size" in verdict.advice
 
 
+@pytest.mark.parametrize(("narrower", "step_s", "advised"), [(True, 6.0, True), (False, 6.0, False), (True, 1.0, False)])
+def test_a_processor_that_multiplies_bfloat16_is_named_where_the_step_takes_much(
+    narrower: bool, step_s: float, advised: bool
+) -> None:
+    setup = msgspec.structs.replace(ALONE, narrower=narrower)
+    now = Moment(10.0, stages(TrainStep=step_s, EmbeddingLookup=4.0, PushGrad=2.0), [], [usage(19.5)])
+    verdict = judge(Moment(0.0, {}, [], [usage(0.0)]), now, setup)
+    assert verdict is not None
+    assert verdict.bound_by == CPU
+    assert verdict.advice.startswith("trainer.precision = mixed_bfloat16") == advised
+    assert "more or faster cores" in verdict.advice
+    alone = judged(stages(TrainStep=9.4, TrainerWait=0.4, TrainerWaitForRead=0.4), setup)
+    assert alone.advice.startswith("trainer.precision = mixed_bfloat16") == narrower
+
+
 def test_checkpoints_that_take_more_than_waiting() -> None:
     verdict = judged(stages(TrainStep=6.0, TrainerWait=1.0, CheckpointPause=3.0))
     assert verdict.bound_by == CHECKPOINT
