@@ -533,3 +533,16 @@ def test_din_learns_whether_the_target_is_in_the_history():
     there = (signs[:, 1:] == signs[:, :1]) & (np.arange(3) < lengths)
     spec = ModelSpec.of(["item", "clicks"], [4, 4], 0, None, [0, 3], net=Net(hidden=(16,), target="item"))
     assert learned("din", spec, signs, there.any(1, keepdims=True).astype(np.float32), lengths) < 0.1
+
+
+@pytest.mark.parametrize("name", ["fm", "deepfm"])
+def test_products_do_not_cancel_in_16_bits(name: str) -> None:
+    """The vectors of a sample that nearly cancel: in bfloat16 the difference of the sums would be off by more than its value."""
+    spec = ModelSpec.of([f"s{k}" for k in range(26)], [16] * 26, 0, hidden=(4,))
+    embeddings = np.random.default_rng(0).standard_normal((64, spec.width)).astype(np.float32)
+    exact, narrow = (build(name, spec, precision) for precision in ("float32", "mixed_bfloat16"))
+    for model in (exact, narrow):
+        for variable in model.trainable_variables:
+            variable.assign(keras.ops.zeros_like(variable))  # so that only the products are left
+    expected, found = (np.asarray(model({"embeddings": embeddings})) for model in (exact, narrow))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)

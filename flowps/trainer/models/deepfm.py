@@ -19,6 +19,6 @@ def deepfm(spec: ModelSpec) -> keras.Model:
     x = spec.concatenated(inputs)
     terms = [spec.logit(x)]
     if "embeddings" in inputs:
-        terms.append(second_order(spec.stacked(inputs["embeddings"])))
+        terms.append(second_order(spec.stacked(inputs["embeddings"], "float32")))
     terms.append(spec.logit(spec.mlp(x), use_bias=False))
     return keras.Model(inputs, keras.layers.add(terms, dtype="float32"), name="deepfm")

@@ -118,8 +118,11 @@ class ModelSpec:
         at, slot = next((k, slot) for k, slot in enumerate(self.sequences) if slot.name == name)
         return keras.ops.less(np.arange(slot.max_len, dtype=np.int32), lengths[:, at : at + 1])
 
-    def stacked(self, embeddings: Any) -> Any:
-        """The vectors as [batch, slot, dim]. Raises ModelError unless there are slots, all pooled and of one dim."""
+    def stacked(self, embeddings: Any, dtype: str | None = None) -> Any:
+        """The vectors as [batch, slot, dim]. Raises ModelError unless there are slots, all pooled and of one dim.
+
+        dtype   None: that of the other layers
+        """
         if self.sequences:
             raise ModelError(f"this model needs pooled slots, but {self.sequences[0].name!r} has pooling none; choose sum or mean")
         if not self.slots:
@@ -128,7 +131,7 @@ class ModelSpec:
         if len(dims) != 1:
             found = ", ".join(f"{slot.name}: {slot.dim}" for slot in self.slots[:8])
             raise ModelError(f"this model needs slots of one dim, found {found}; give all slots the same dim")
-        return keras.layers.Reshape((len(self.slots), dims.pop()))(embeddings)
+        return keras.layers.Reshape((len(self.slots), dims.pop()), dtype=dtype)(embeddings)
 
     # --- what the built-in models are made of -----------------------------------------------------------------------------
 
