@@ -6,7 +6,7 @@ stages share the cores: the median of its run status; a partition's time is cut 
 
 A floor is what the stage cannot do without, by a bare library call or kernel in the same turn:
 
-    ReadPartition     pyarrow's own read of the row groups: the columns as Arrow arrays, nothing else
+    ReadPartition     pyarrow's own read of the row groups, as it reads them by default
     DecodePartition   every value hashed once, in the cache, and every sign written once
     EmbeddingLookup   rows whose places are known, summed (`bench.shard.gather`); another batch's, so that they are as cold
     TrainStep         the matrix products of the dense layers, forward and backward, as TensorFlow multiplies them in this precision
@@ -45,6 +45,7 @@ from flowps.hub.decode import Dense, cut, decode
 from flowps.hub.hashing import hash_strings, hash_words
 from flowps.hub.partition import Partition, list_files, partitions, read_table
 from flowps.hub.schema import Schema, infer
+from flowps.hub.stream import ReadSpec
 from flowps.ps.client import PsClient
 from flowps.ps.placement import place
 from flowps.ps.shard import Shard
@@ -109,7 +110,9 @@ class Travel:
         self.products = _products(model, config.data.batch_size, config.trainer.precision)
         self.metrics, self.tickets = StreamingMetrics(), 0
         self._has_strings = any(files[0].columns[slot.name] in (pa.string(), pa.large_string()) for slot in slots)
-        self.dense = Dense(config.data.dense_fill, config.data.log1p)
+        self.spec = ReadSpec(
+            self.schema, Dense(config.data.dense_fill, config.data.log1p), config.data.batch_size, True, config.seed
+        )  # fmt: skip
 
     def run(self, turns: int) -> None:
         """Warm the table with all partitions, then time so many, of which every second batch is the floors'."""
@@ -126,12 +129,12 @@ class Travel:
     def _batches(self, part: Partition, clock: Clock) -> list[Batch]:
         size = self.config.data.batch_size
         count = part.num_rows / size
-        table = clock.timed("ReadPartition", count, lambda: read_table(part, self.schema.columns))
+        table = clock.timed("ReadPartition", count, lambda: read_table(part, self.spec.read, self.spec.strings))
         clock.timed("floor ReadPartition", count, lambda: _bare_read(part, self.schema.columns))
         order = np.random.default_rng(self.tickets).permutation(part.num_rows)
         bounds = [*range(0, part.num_rows, size), part.num_rows]
         found: list[Batch] = clock.timed(
-            "DecodePartition", count, lambda: cut(decode(table, self.schema, self.dense, part.url), order, bounds)
+            "DecodePartition", count, lambda: cut(decode(table, self.schema, self.spec.dense, part.url), order, bounds)
         )
         count_signs = sum(len(batch.signs) for batch in found)
         floor = _hash_strings if self._has_strings else _hash_words

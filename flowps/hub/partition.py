@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +27,10 @@ from flowps.errors import DataError, SchemaError
 from flowps.hub.schema import HIVE_TYPE, check_same, matches
 
 _FOOTER_THREADS = 16  # footers are small and far away: latency, not bandwidth
+# Up to about a third of the values are distinct: decoding and hashing each of them once is faster then, else slower. A million
+# samples of `criteo` are read and decoded in two thirds of the time (`python -m bench.stages criteo`).
+_REPEATING_BYTES = 5  # for a value, of dictionary and indices
+_DICTIONARIES = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _HIVE_KEY = re.compile(r"([^/=]+)=([^/]*)/")
 
@@ -131,12 +135,16 @@ def epoch_order(parts: Sequence[Partition], seed: int, epoch: int, shuffle: bool
     return [parts[i] for i in np.random.default_rng([seed, epoch]).permutation(len(parts))]
 
 
-def read_table(partition: Partition, columns: Sequence[str]) -> pa.Table:
-    """The partition's `columns` (hive keys are filled in), read on the calling thread without the GIL."""
+def read_table(partition: Partition, columns: Sequence[str], strings: Collection[str] = ()) -> pa.Table:
+    """The partition's `columns` (hive keys are filled in), read on the calling thread without the GIL.
+
+    strings   columns of strings that come as dictionaries where they are stored so and repeat their values: nobody makes the
+              strings of all rows then
+    """
     hive = dict(partition.hive)
     stored = [name for name in columns if name not in hive]
     try:
-        with _open(partition.url) as file:
+        with _open(partition.url, lambda footer: _repeating(footer, partition.row_groups, strings)) as file:
             table = _read_row_groups(file, partition.row_groups, stored)
     except Exception as error:  # every object store has errors of its own
         raise DataError(f"{partition.url}: row groups {list(partition.row_groups)} cannot be read: {_one_line(error)}") from error
@@ -162,6 +170,21 @@ def _read_row_groups(file: pq.ParquetFile, row_groups: Sequence[int], columns: S
     return pa.concat_tables(
         [group.cast(pa.schema([(field.name, nested.get(field.name, field.type)) for field in group.schema])) for group in groups]
     )
+
+
+def _repeating(footer: pq.FileMetaData, row_groups: Sequence[int], names: Collection[str]) -> list[str]:
+    """The columns that these row groups store as dictionaries, with few bytes for each value."""
+    found = set(names)
+    for group in map(footer.row_group, row_groups) if found else ():
+        chunks = map(group.column, range(group.num_columns))
+        found &= {
+            chunk.path_in_schema
+            for chunk in chunks
+            if chunk.path_in_schema in found
+            and _DICTIONARIES.intersection(chunk.encodings)
+            and chunk.total_uncompressed_size <= _REPEATING_BYTES * chunk.num_values
+        }
+    return sorted(found)
 
 
 def _plain(found: pa.DataType) -> pa.DataType:
@@ -261,19 +284,23 @@ def _values_per_row(footer: pq.FileMetaData, rows: Sequence[int]) -> float:
 
 
 @contextmanager
-def _open(url: str) -> Iterator[pq.ParquetFile]:
+def _open(url: str, dictionaries: Callable[[pq.FileMetaData], list[str]] = lambda footer: []) -> Iterator[pq.ParquetFile]:
     """Local files through Arrow's own reader, which holds no GIL; everything else through fsspec.
 
+    dictionaries   which columns of strings come as dictionaries
     Not mapped into memory: a file that somebody overwrites would end the process (SIGBUS) instead of the read.
     """
     fs, path = fsspec.core.url_to_fs(url)
-    if isinstance(fs, LocalFileSystem):
-        opened = pq.ParquetFile(path, memory_map=False)
-    else:
-        # `fs` lives as long as the file: that of an archive closes the archive when it goes.
-        opened = pq.ParquetFile(fs.open(path, "rb"), pre_buffer=True)
-    with opened:
-        yield opened
+    is_local = isinstance(fs, LocalFileSystem)
+    # `fs` lives as long as the file: that of an archive closes the archive when it goes.
+    source = path if is_local else fs.open(path, "rb")
+    with pq.ParquetFile(source, pre_buffer=not is_local) as opened:
+        names = dictionaries(opened.metadata)
+        if not names:
+            yield opened
+            return
+        with pq.ParquetFile(source, metadata=opened.metadata, read_dictionary=names, pre_buffer=not is_local) as again:
+            yield again
 
 
 def _one_line(error: Exception) -> str:

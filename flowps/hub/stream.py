@@ -58,6 +58,12 @@ class ReadSpec:
         used = self.schema.columns if self.labelled else self.schema.features
         return list(dict.fromkeys([*used, *self.columns]))
 
+    @property
+    def strings(self) -> set[str]:
+        """Those whose strings are only hashed."""
+        types = self.schema.types
+        return {s.name for s in self.schema.slots if types[s.name] in (pa.string(), pa.large_string())} - set(self.columns)
+
 
 @dataclass(frozen=True)
 class PartitionBatches:
@@ -83,8 +89,10 @@ def read_partition(partition: Partition, spec: ReadSpec, epoch: int, open_rows: 
         raise ClusterError(
             f"a hub worker has flowps {__version__}, the run flowps {spec.version}: install the same version on all machines"
         )
-    table = read_table(partition, spec.read)
-    found = {f.name: f.type for f in table.schema}
+    table = read_table(partition, spec.read, spec.strings)
+    found = {
+        f.name: f.type.value_type if f.name in spec.strings and pa.types.is_dictionary(f.type) else f.type for f in table.schema
+    }
     check_same(spec.schema.types, found, [n for n in spec.read if n in spec.schema.types], partition.url, "the files as listed")
     columns = decode(table, spec.schema, spec.dense, partition.url, partition.first_row, spec.labelled)
     order, key = None, [spec.seed, epoch, partition.first_row, *partition.url.rsplit("/", 1)[-1].encode()]

@@ -570,3 +570,41 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
     fds = Path("/proc/self/fd")
     targets = [os.readlink(fd) for fd in fds.iterdir() if fd.is_symlink()] if fds.exists() else []
     assert not [target for target in targets if target.startswith(str(tmp_path))]
+
+
+# --- dictionaries -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["local", "elsewhere"])
+@pytest.mark.parametrize(
+    ("values", "stored_so", "comes_so"),
+    [
+        (["a", None, "b"] * 400, True, True),
+        (["a", None, "b"] * 400, False, False),  # there is no dictionary to be had for nothing
+        ([f"{n:08x}" for n in range(1200)], True, False),  # it would have as many entries as there are rows
+        ([None] * 1200, True, True),
+    ],
+)
+def test_strings_that_repeat_come_as_dictionaries(
+    values: list[str | None], stored_so: bool, comes_so: bool, where: str, tmp_path: Path, memory: str
+) -> None:
+    url = str(tmp_path / "a.parquet") if where == "local" else f"{memory}/a.parquet"
+    with fsspec.open(url, "wb") as file:
+        table = pa.table({"s": pa.array(values, pa.string()), "t": pa.array(values, pa.string())})
+        pq.write_table(table, file, use_dictionary=stored_so, row_group_size=500)
+    part = only_partition(url)
+    found = read_table(part, ["s", "t"], {"s"})
+    assert pa.types.is_dictionary(found.schema.field("s").type) == comes_so
+    assert found.schema.field("t").type == pa.string()
+    assert found.to_pydict() == table.to_pydict()
+    assert read_table(part, ["s", "t"]).schema == table.schema
+
+
+def test_one_row_group_whose_strings_do_not_repeat_is_enough(tmp_path: Path) -> None:
+    tables = [pa.table({"s": [*"ab"] * 300}), pa.table({"s": [f"{n:08x}" for n in range(600)]})]
+    with pq.ParquetWriter(tmp_path / "a.parquet", tables[0].schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    found = read_table(only_partition(tmp_path / "a.parquet"), ["s"], {"s"})
+    assert found.schema.field("s").type == pa.string()
+    assert found.equals(pa.concat_tables(tables))

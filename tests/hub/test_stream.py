@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -162,10 +162,10 @@ class Gate:
         self.open = threading.Event()
         self.passed = threading.Semaphore(0)  # released for each partition that was read
 
-    def read_table(self, partition: Partition, columns: Sequence[str]) -> pa.Table:
+    def read_table(self, partition: Partition, columns: Sequence[str], strings: Collection[str]) -> pa.Table:
         if partition.first_row in self.shut and not self.open.wait(WAIT_S):
             raise AssertionError("the gate was not opened")
-        table = read_table(partition, columns)
+        table = read_table(partition, columns, strings)
         self.passed.release()
         return table
 
