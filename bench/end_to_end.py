@@ -50,6 +50,7 @@ TRAINED = {
     "dsp_ctr": Workload(1024, "dnn", False),
     "ml1m": Workload(4096, "small", False, "slots"),
 }
+GENERATED = tuple(name for name in TRAINED if name in WORKLOADS)
 NETS = {
     "small": ["--model", "dnn", "--net.hidden", "128", "64"],
     "deepfm": ["--model", "deepfm", "--net.hidden", "400", "400", "400"],
@@ -103,7 +104,7 @@ def main() -> int:
     if options.compare and options.rival:
         parser.error("give --compare or --rival")
     if options.compare:
-        workloads = [options.workload] if options.workload else list(WORKLOADS)
+        workloads = [options.workload] if options.workload else list(GENERATED)
         result = compare(workloads, options.net, options.data, options.runs, options.shards or MODES["processes"], knobs)
     elif options.workload:
         how = options.mode, options.data, options.runs, knobs, options.shards or MODES[options.mode]

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from bench import machine
-from bench.end_to_end import NETS, TRAINED, command_of, training
+from bench.end_to_end import GENERATED, NETS, TRAINED, command_of, training
 from bench.rival import PRECISIONS
 from bench.shard import gather, places, scatter
 from bench.workload import SignBatch
@@ -49,7 +49,6 @@ from flowps.hub.stream import ReadSpec
 from flowps.ps.client import PsClient
 from flowps.ps.placement import place
 from flowps.ps.shard import Shard
-from flowps.synthetic import WORKLOADS
 from flowps.trainer.metrics import StreamingMetrics
 from flowps.trainer.models import ModelSpec, build
 from flowps.trainer.step import Step
@@ -277,7 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.stages", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workload", choices=list(WORKLOADS), nargs="?", help="default: both, in both precisions")
+    parser.add_argument("workload", choices=GENERATED, nargs="?", help="default: both, in both precisions")
     parser.add_argument("--net", choices=list(NETS), help="default: small for criteo, dnn for dsp_ctr")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: both")
     parser.add_argument("--turns", type=int, default=12, help="partitions to time")
@@ -285,7 +284,7 @@ def main() -> None:
     options = parser.parse_args()
     found = [
         measure(workload, options.net or TRAINED[workload].net, precision, options.turns)
-        for workload in ([options.workload] if options.workload else WORKLOADS)
+        for workload in ([options.workload] if options.workload else GENERATED)
         for precision in ([options.precision] if options.precision else PRECISIONS)
     ]
     result = {"workloads": found, "machine": machine.describe()}

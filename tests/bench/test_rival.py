@@ -20,7 +20,7 @@ import pytest
 from bench import end_to_end, rival
 from bench.rival_reader import Samples, Shape, ahead, batches, buckets_of, hash_strings
 from flowps.config import SlotDefault
-from flowps.synthetic import WORKLOADS, Dataset, criteo, dsp_ctr, generate
+from flowps.synthetic import Dataset, criteo, dsp_ctr, generate
 
 RIVALS = ("keras", "torch")
 BUCKETS = 1 << 20
@@ -344,8 +344,8 @@ def test_torch_and_tensorflow_are_imported_by_their_rivals_only() -> None:
 
 def test_both_commands_train_alike() -> None:
     """Batch size, net and transformation of dense columns, which each of the two modules has in its own form."""
-    assert set(rival.WORKLOADS) == set(WORKLOADS)
-    for workload in WORKLOADS:
+    assert set(rival.WORKLOADS) == set(end_to_end.GENERATED)
+    for workload in end_to_end.GENERATED:
         how, other = end_to_end.TRAINED[workload], rival.WORKLOADS[workload]
         assert (other.batch_size, other.net, other.log1p) == (how.batch_size, how.net, how.log1p)
     assert set(rival.NETS) == set(end_to_end.NETS)
