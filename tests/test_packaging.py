@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import flowps
-from bench.table import DOCS, README, filled
+from bench.table import DOCS, PICTURE, README, digest, filled
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHER_NAMES = {"prometheus_client": "prometheus-client", "python-xxhash": "xxhash"}  # conda's → pip's; its xxhash is in C
@@ -50,6 +50,10 @@ def test_tables_are_those_of_the_results(path: Path):
     text = path.read_text(encoding="utf-8")
     assert "<!-- bench:" in text
     assert filled(text) == text, "run `python -m bench.table`"
+
+
+def test_the_picture_is_that_of_the_results():
+    assert digest("scale.json") in PICTURE.read_text(encoding="utf-8"), "run `python -m bench.table`"
 
 
 def test_public_names_exist():
