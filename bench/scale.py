@@ -1,10 +1,10 @@
 """`python -m bench.scale [AXIS ...] [--rows N ...] [--json FILE]`: what a sign costs, and a batch takes, as things get larger.
 
-    rows     10^5 … 10^8 resident rows, signs drawn uniformly, so that nearly every one is a cache miss once the table is larger
+    uniform  10^5 … 10^8 resident rows, signs drawn uniformly, so that nearly every one is a cache miss once the table is larger
              than the caches: `python -m bench.shard uniform` in a process of its own for each, with floors; as far as memory goes
-    slots, signs (per sample and slot), dim, batch, shards
-             each alone varied from a common middle (`MIDDLE`): 2 million rows, signs drawn zipf (1.05), one thread and one caller,
-             shards all in this process and asked at once, as many threads as shards
+    rows, slots, signs (per sample and slot), dim, batch, shards
+             each alone varied from a common middle (`MIDDLE`), signs drawn zipf (1.05), one thread and one caller; shards all in
+             this process and asked at once, by as many threads
 
 Medians and 99th percentiles of single lookups and pushes. Machines are shared, so compare within a run.
 """
@@ -36,13 +36,14 @@ if TYPE_CHECKING:
 
 SIZES = (100_000, 1_000_000, 10_000_000, 50_000_000, 100_000_000)
 _BYTES_PER_ROW = 200  # with an index that is just being copied into a larger one
-_ROWS, _WARM_UP, _TURNS, _MOST_SIGNS = 2_000_000, 6, 60, 20_000_000
+_WARM_UP, _TURNS, _MOST_SIGNS = 6, 60, 20_000_000
 
 
 @dataclass(frozen=True)
 class Point:
     """One case of what varies."""
 
+    rows: int = 2_000_000
     slots: int = 32
     signs: int = 4
     dim: int = 16
@@ -52,11 +53,20 @@ class Point:
 
 MIDDLE = Point()
 AXES: dict[str, tuple[int, ...]] = {
+    "rows": (100_000, 1_000_000, 10_000_000, 50_000_000),
     "slots": (4, 8, 16, 32, 64, 128, 256),
     "signs": (1, 2, 4, 8, 16, 32, 64),
     "dim": (4, 8, 16, 32, 64, 128),
     "batch": (128, 512, 1024, 4096, 16_384),
     "shards": (1, 2, 4, 8, 16),
+}
+
+
+_TITLES = {
+    "uniform": "rows, drawn uniformly",
+    "rows": "rows, drawn zipf",
+    "signs": "signs per sample and slot",
+    "batch": "samples per batch",
 }
 
 
@@ -79,12 +89,12 @@ def of_rows(rows: int) -> dict[str, Any]:
 
 
 def of_point(point: Point) -> dict[str, Any]:
-    """One case, over `_ROWS` rows that are there."""
+    """One case; all rows are there."""
     slots = [Slot(name=f"s{k}", dim=point.dim) for k in range(point.slots)]
-    shape = workload.Shape(point.batch, (_ROWS // point.slots,) * point.slots, (float(point.signs),) * point.slots, 1.05)
+    shape = workload.Shape(point.batch, (point.rows // point.slots,) * point.slots, (float(point.signs),) * point.slots, 1.05)
     placement = place(slots, point.shards)
     shards = [
-        Shard([slots[piece.slot] for piece in pieces], [_ROWS * 3 // 2 // point.slots] * len(pieces), 7, 2)
+        Shard([slots[piece.slot] for piece in pieces], [point.rows * 3 // 2 // point.slots] * len(pieces), 7, 2)
         for pieces in placement.shards
     ]
     client = PsClient(shards, placement, slots)
@@ -134,29 +144,30 @@ def picture(result: dict[str, Any]) -> Figure:
     """Throughput above, latency below, against each axis."""
     from matplotlib.figure import Figure  # only who draws needs it
 
-    axes = {"rows": result["sizes"], **result["axes"]}
+    axes = {"uniform": result["sizes"], **result["axes"]}
     figure = Figure(figsize=(3 * len(axes), 5.2), layout="constrained")
     for column, (axis, points) in enumerate(axes.items()):
-        x = [of[axis] for of in points]
+        name_of = "rows" if axis == "uniform" else axis
+        x = [of[name_of] for of in points]
         for row in range(2):
             plot = figure.add_subplot(2, len(axes), row * len(axes) + column + 1)
             for name, colour in (("lookup", "C0"), ("push", "C1")):
                 if row == 0:
                     plot.plot(x, [1e3 / of[f"{name}_ns_per_sign"] for of in points], "o-", color=colour, ms=3, label=name)
-                    if axis == "rows":
+                    if axis == "uniform":
                         floor = [1e3 / of[f"floor_{name}_ns_per_sign"] for of in points]
                         plot.plot(x, floor, ":", color=colour, label=f"{name}, floor")
                 else:
                     plot.plot(x, [of[f"{name}_ms_p50"] for of in points], "o-", color=colour, ms=3, label=f"{name}, P50")
                     plot.plot(x, [of[f"{name}_ms_p99"] for of in points], "--", color=colour, label=f"{name}, P99")
-            plot.set_xscale("log", base=10 if axis == "rows" else 2)
+            plot.set_xscale("log", base=10 if name_of == "rows" else 2)
             plot.set_ylim(bottom=0)
             plot.grid(alpha=0.3)
-            if axis != "rows":
+            if name_of != "rows":
                 plot.set_xticks(x, [f"{n:,}" for n in x], rotation=45 if max(x) > 999 else 0)
                 plot.minorticks_off()
             if row == 0:
-                plot.set_title({"signs": "signs per sample and slot", "batch": "samples per batch"}.get(axis, axis), fontsize=10)
+                plot.set_title(_TITLES.get(axis, axis), fontsize=10)
             if column == 0:
                 plot.set_ylabel("million signs/s" if row == 0 else "ms per batch")
             if column < 2 - row:
@@ -169,15 +180,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("axes", nargs="*", metavar="AXIS", help=f"rows, {', '.join(AXES)}; default: all")
-    parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES), help="sizes of the table")
+    parser.add_argument("axes", nargs="*", metavar="AXIS", help=f"uniform, {', '.join(AXES)}; default: all")
+    parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES), help="sizes of the uniform table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     options = parser.parse_args()
-    unknown = [axis for axis in options.axes if axis not in ("rows", *AXES)]
+    unknown = [axis for axis in options.axes if axis not in ("uniform", *AXES)]
     if unknown:
-        parser.error(f"unknown axis {unknown[0]!r}; there are rows, {', '.join(AXES)}")
+        parser.error(f"unknown axis {unknown[0]!r}; there are uniform, {', '.join(AXES)}")
     result: dict[str, Any] = {"machine": machine.describe(), "sizes": [], "left_out": {}, "axes": {}}
-    for rows in options.rows if not options.axes or "rows" in options.axes else []:
+    for rows in options.rows if not options.axes or "uniform" in options.axes else []:
         if why := left_out(rows):
             result["left_out"][str(rows)] = why
             print(why, file=sys.stderr)
