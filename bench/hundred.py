@@ -191,6 +191,13 @@ def markdown(result: dict[str, Any]) -> str:
             f"| `{of['workload']}` | {of['precision']} | {c['one_process_predicted']:,.0f} / {c['one_process_measured']:,.0f} "
             f"| {c['processes_share_predicted']:.2f} / {share} |"
         )
+    told, of_wire = result["assumed"], result["wire"]
+    lines += [
+        "",
+        f"Assumed: workers of {told['cores']} cores, cards of {told['network_gbit']:g} Gbit/s, {told['latency_us']:g} µs "
+        f"a message, a busiest shard {told['busiest']:g} times as busy as the mean. Measured, both ends together: "
+        f"{of_wire['call_cpu_ms']:.2f} ms of CPU for a call, {of_wire['megabyte_cpu_ms']:.2f} ms for a megabyte.",
+    ]
     return "\n".join(lines)
 
 
