@@ -160,6 +160,7 @@ def model(cluster: Cluster, workers: list[int]) -> dict[str, Any]:
         "assumed": {**told, "tasks_per_s": cluster.tasks_per_s, "busiest": cluster.busiest},
         "wire": {"call_cpu_ms": call_s * 1e3, "megabyte_cpu_ms": byte_s * 1e9},
         "workloads": found,
+        "machine": measured["machine"],
     }
 
 

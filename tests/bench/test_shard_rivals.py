@@ -164,6 +164,6 @@ def test_who_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_make_bench_measures_them() -> None:
-    commands = [" ".join(command) for command in bench_all._COMMANDS if "--rivals" in command]
-    assert [command.split()[1] for command in commands] == ["dsp_ctr", "criteo"]
-    assert all(command.split()[-1].startswith("shard-rivals-") for command in commands)
+    commands = {name: command.split() for name, command in bench_all._COMMANDS.items() if "--rivals" in command}
+    assert [command[1] for command in commands.values()] == ["dsp_ctr", "criteo"]
+    assert all(name.startswith("shard-rivals-") for name in commands)
