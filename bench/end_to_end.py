@@ -45,17 +45,10 @@ class Workload:
     numbers: str = "dense"  # what columns of plain numbers are
 
 
-TRAINED = {
-    "criteo": Workload(4096, "small", True),
-    "dsp_ctr": Workload(1024, "dnn", False),
-    "ml1m": Workload(4096, "small", False, "slots"),
-}
+TRAINED = {name: Workload(of.batch_size, of.net, of.log1p) for name, of in rival.WORKLOADS.items()}
+TRAINED["ml1m"] = Workload(4096, "small", False, "slots")
 GENERATED = tuple(name for name in TRAINED if name in WORKLOADS)
-NETS = {
-    "small": ["--model", "dnn", "--net.hidden", "128", "64"],
-    "deepfm": ["--model", "deepfm", "--net.hidden", "400", "400", "400"],
-    "dnn": ["--model", "dnn", "--net.hidden", "512", "256"],
-}
+NETS = {net: ["--model", model, "--net.hidden", *map(str, hidden)] for net, (model, hidden) in rival.NETS.items()}
 MODES = {"embedded": 1, "processes": 2}  # and how many shards each has
 TARGET = 0.5  # of the speed in one process, for several
 COUNTED = {

@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.contender import DIM
+from bench.rival import NETS
 from flowps.synthetic import WORKLOADS
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DIM = 16
-HIDDEN = {"small": (128, 64), "dnn": (512, 256)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def work_of(stages: dict[str, Any]) -> Work:
     cpu_s = {of["stage"]: of["cpu_ms"] / 1e3 for of in stages["stages"]}
     data = WORKLOADS[stages["workload"]]()
     size, slots, signs = stages["batch_size"], len(data.slots), sum(slot.mean_signs for slot in data.slots)
-    widths = [slots * DIM + len(data.dense), *HIDDEN[stages["net"]], 1]
+    widths = [slots * DIM + len(data.dense), *NETS[stages["net"]][1], 1]
     dense_weights = sum((above + 1) * below for above, below in pairwise(widths))
     call_s, byte_s = wire()
     return Work(

@@ -89,9 +89,10 @@ def read_partition(partition: Partition, spec: ReadSpec, epoch: int, open_rows: 
         raise ClusterError(
             f"a hub worker has flowps {__version__}, the run flowps {spec.version}: install the same version on all machines"
         )
-    table = read_table(partition, spec.read, spec.strings)
+    strings = spec.strings
+    table = read_table(partition, spec.read, strings)
     # Strings of either width come as dictionaries of the narrow one.
-    as_listed = {f.name for f in table.schema if f.name in spec.strings and pa.types.is_dictionary(f.type)}
+    as_listed = {f.name for f in table.schema if f.name in strings and pa.types.is_dictionary(f.type)}
     found = {f.name: spec.schema.types[f.name] if f.name in as_listed else f.type for f in table.schema}
     check_same(spec.schema.types, found, [n for n in spec.read if n in spec.schema.types], partition.url, "the files as listed")
     columns = decode(table, spec.schema, spec.dense, partition.url, partition.first_row, spec.labelled)

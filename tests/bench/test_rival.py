@@ -342,18 +342,6 @@ def test_torch_and_tensorflow_are_imported_by_their_rivals_only() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_both_commands_train_alike() -> None:
-    """Batch size, net and transformation of dense columns, which each of the two modules has in its own form."""
-    assert set(rival.WORKLOADS) == set(end_to_end.GENERATED)
-    for workload in end_to_end.GENERATED:
-        how, other = end_to_end.TRAINED[workload], rival.WORKLOADS[workload]
-        assert (other.batch_size, other.net, other.log1p) == (how.batch_size, how.net, how.log1p)
-    assert set(rival.NETS) == set(end_to_end.NETS)
-    for net, knobs in end_to_end.NETS.items():
-        model, hidden = rival.NETS[net]
-        assert knobs == ["--model", model, "--net.hidden", *map(str, hidden)]
-
-
 # --- beside flowps --------------------------------------------------------------------------------------------------------
 
 
