@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 
 import distributed
 import psutil
+import pyarrow as pa
 import pytest
 
 from flowps.cluster.launch import gather_workers, launch
 from flowps.cluster.offer import workers_now
 from flowps.config import Config
 from flowps.errors import ConfigError, MissingWorkersError, StoppedError
+from flowps.heap import ARROW_POOL
 
 
 @pytest.mark.parametrize("address", ["here", "127.0.0.1", "127.0.0.1:http", ":"])
@@ -66,6 +68,14 @@ def test_without_a_dashboard_there_is_no_address(make_config: Callable[..., Conf
     with launch(make_config()) as (client, dashboard):
         assert dashboard == ""
         assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_arrows_memory_is_kept_while_one_process_does_all(make_config: Callable[..., Config]) -> None:
+    before = pa.default_memory_pool().backend_name
+    with launch(make_config()) as (client, _):
+        used = client.submit(lambda: pa.default_memory_pool().backend_name, pure=False).result()
+        assert used == ARROW_POOL
+    assert pa.default_memory_pool().backend_name == before
 
 
 def test_several_trainers_in_one_process_are_refused(make_config: Callable[..., Config]) -> None:
