@@ -97,7 +97,7 @@ class Travel:
         self.schema: Schema = infer(files[0].columns, config)
         self.parts = partitions(files, config.data.partition_rows)
         slots = self.schema.slots
-        rows = [max(1, sum(part.num_rows for part in self.parts) // 4)] * len(slots)
+        rows = [max(1, sum(part.num_rows for part in self.parts))] * len(slots)
         self.shard = Shard(slots, rows, config.seed, 2)
         placement = place(slots, 1)
         self.client = PsClient([self.shard], placement, slots)
