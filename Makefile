@@ -27,7 +27,7 @@ test-deep: $(VENV)/installed-test
 	FLOWPS_DEEP=40 $(BIN)/python -m pytest --timeout 3600 tests/ps/test_table.py tests/ps/test_threads.py
 
 test-long: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests/trainer/long_group.py tests/trainer/long_group_step.py tests/cluster/long_trainers.py tests/cluster/long_losses.py tests/cluster/long_scoring.py tests/cluster/long_verdicts.py tests/workflows/long_*.py tests/bench/long_end_to_end.py
+	$(BIN)/python -m pytest tests/trainer/long_group.py tests/trainer/long_group_step.py tests/cluster/long_trainers.py tests/cluster/long_losses.py tests/cluster/long_processes.py tests/cluster/long_scoring.py tests/cluster/long_scoring_alike.py tests/cluster/long_verdicts.py tests/workflows/long_*.py tests/bench/long_end_to_end.py tests/faults/long_killed.py
 
 faults: $(VENV)/installed-test
 	$(BIN)/python -m pytest --timeout 7200 -s tests/faults/long_faults.py tests/faults/long_hangs.py

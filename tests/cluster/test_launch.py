@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import gc
-import os
 import socket
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 
 import distributed
-import psutil
 import pyarrow as pa
 import pytest
 
 from flowps.cluster.launch import gather_workers, launch
-from flowps.cluster.offer import workers_now
 from flowps.config import Config
 from flowps.errors import ConfigError, MissingWorkersError, StoppedError
 from flowps.heap import ARROW_POOL
@@ -127,24 +123,6 @@ def test_waiting_for_workers_can_be_stopped(make_config: Callable[..., Config], 
         gather_workers(client, config, lambda line: None, lambda: True)
     assert str(stop.value) == "stopped by a signal while waiting for workers"
     assert stop.value.exit_code == 130
-
-
-def test_a_worker_that_is_lost_again_and_again_comes_back(make_config: Callable[..., Config]) -> None:
-    """Dask looks 15 s after a loss whether the worker is there, and gives it up for good if it is just then away again."""
-    with launch(make_config(("cluster.mode", "processes"))) as (client, _):
-        address = next(at for at, worker in workers_now(client).items() if worker["name"] == "ps-0")
-        others = {child.pid for child in psutil.Process().children(recursive=True)}
-        others -= set(client.run(os.getpid, workers=[address]).values())
-        began = time.monotonic()
-        while time.monotonic() < began + 17:  # it does not live long enough to be known
-            for child in psutil.Process().children(recursive=True):
-                if child.pid not in others:
-                    child.kill()
-            time.sleep(0.2)
-        deadline = time.monotonic() + 60
-        while {"ps-0"} - {worker["name"] for worker in workers_now(client).values()}:
-            assert time.monotonic() < deadline, "it did not come back"
-            time.sleep(0.1)
 
 
 def test_a_cluster_of_ones_own_is_not_waited_for(make_config: Callable[..., Config], empty: distributed.LocalCluster) -> None:

@@ -77,15 +77,6 @@ def test_ctrl_c_stops_after_the_step_and_leaves_nothing_but_what_was_trained(sta
     assert (tmp_path / "run" / "model.keras").exists()
 
 
-def test_ctrl_c_while_the_processes_start_is_no_error_of_theirs(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "preload.py").write_text("print('a worker starts', flush=True)")
-    command = start(tmp_path / "run", environment={"DASK_DISTRIBUTED__WORKER__PRELOAD": [str(tmp_path / "preload.py")]})
-    command.wait_for("a worker starts")
-    command.signal(signal.SIGINT, group=True)
-    said = command.refuse(status=130)
-    assert "stopped by a signal" in said
-
-
 @pytest.fixture
 def drawing() -> Iterator[None]:
     """Python's own random numbers are drawn by another thread all the time, as Dask's do now and then."""

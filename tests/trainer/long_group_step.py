@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -34,7 +35,16 @@ from tests.trainer.members import (
     tasks,
     train,
 )  # fmt: skip
-from tests.trainer.test_group_step import Epochs, alone, assert_bit_equal, assert_of_all, assert_same, epochs_of, together
+from tests.trainer.test_group_step import (
+    Epochs,
+    alone,
+    assert_bit_equal,
+    assert_of_all,
+    assert_same,
+    check_two_are_one,
+    epochs_of,
+    together,
+)
 
 pytestmark = pytest.mark.timeout(120)  # a trainer that waits for ever is the failure most of these look for
 
@@ -232,3 +242,45 @@ def test_a_trainer_that_waits_in_a_shard_for_one_that_was_killed_is_freed_by_the
         shards.release()
         pair[0].call(abort)
         assert isinstance(error_of(pair[0], calls[0]), StoppedError)
+
+
+# --- N trainers with batches of B are one with batches of N·B ---------------------------------------------------------------
+
+UNEVEN = [[8] * 15, [8] * 9 + [5]]  # one has no more while the other goes on
+BARE = [[8, 8, 3], []]  # one never has any
+
+
+@pytest.mark.parametrize(
+    ("sizes", "config"),
+    [(UNEVEN, make_config(epochs=2, model=":regular")), (BARE, make_config(model=":constant", jit_compile=True))],
+    ids=["uneven, a regulariser", "one without data, a model without weights, XLA"],
+)
+def test_two_trainers_are_one_with_twice_the_batch(pair: list[Member], sizes: list[list[int]], config: Config) -> None:
+    check_two_are_one(pair, sizes, config)
+
+
+def with_two(epochs: Epochs) -> Epochs:
+    """Batches with a second label, and a weight for each sample, some of them 0; in some batches a sample was left out."""
+
+    def second(batch: Batch, k: int) -> Batch:
+        random = np.random.default_rng(k)
+        labels = np.stack([batch.labels, (batch.dense[:, 0] > 0).astype(np.float32)], 1)
+        return replace(batch, labels=labels, weights=random.choice([0.0, 0.5, 3.0], batch.size).astype(np.float32), left_out=k % 2)
+
+    return [[[second(batch, 100 * n + k) for k, batch in enumerate(of)] for of in epochs_of] for n, epochs_of in enumerate(epochs)]
+
+
+def test_with_several_labels_and_weights_two_trainers_are_one_with_twice_the_batch(pair: list[Member]) -> None:
+    """Each sample counts with its weight, whichever trainer has it, and the mean is over all samples of both."""
+    config = make_config(model="shared_bottom")
+    config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, extra_labels=("buy",)))
+    epochs = with_two(epochs_of([[8] * 7, [8] * 4 + [5]]))
+    (test,) = zip(*with_two([[batches_of([8, 3], 70)], [batches_of([8], 71)]]), strict=True)
+    expected, found = alone(pair[0], config, epochs, test), together(pair, config, epochs, test)
+    assert_same(found, expected)
+    assert_bit_equal(found.outcomes)
+    for outcome in found.outcomes:
+        for of_all, of_one in zip(
+            [*outcome.intervals, outcome.test], [*expected.outcomes[0].intervals, expected.outcomes[0].test], strict=True
+        ):
+            assert_of_all(of_all, of_one)
