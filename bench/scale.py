@@ -102,7 +102,7 @@ def of_point(point: Point) -> dict[str, Any]:
     for number, known in enumerate(workload.every_sign(shape)):
         client.lookup(number, Batch(np.zeros(1, np.float32), empty, known.signs, known.offsets), training=True)
         client.forget(number)
-    source, lookups, pushes, signs = workload.draw(shape), list[float](), list[float](), 0
+    source, lookups, pushes, signs, distinct = workload.draw(shape), list[float](), list[float](), 0, 0
     grads = np.full((point.batch, placement.width), 1e-3, np.float32)
     turns = max(12, min(_TURNS, _MOST_SIGNS // (point.batch * point.slots * point.signs)))
     for turn in range(-_WARM_UP, turns):
@@ -116,6 +116,7 @@ def of_point(point: Point) -> dict[str, Any]:
             lookups.append(middle - begin)
             pushes.append(time.perf_counter() - middle)
             signs += len(drawn.signs)
+            distinct += len(np.unique(drawn.signs))
     client.close()
     for shard in shards:
         shard.close()
@@ -123,6 +124,7 @@ def of_point(point: Point) -> dict[str, Any]:
     return {
         **asdict(point),
         "signs_per_batch": each,
+        "distinct_share": distinct / signs,
         **{f"{name}_ns_per_sign": float(np.median(of)) * 1e9 / each for name, of in (("lookup", lookups), ("push", pushes))},
         **{
             f"{name}_ms_p{share}": float(np.percentile(of, share)) * 1e3
