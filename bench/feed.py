@@ -1,4 +1,4 @@
-"""`python -m bench.feed`: what in flight, feed threads and TensorFlow threads bring; the defaults are chosen from it.
+"""`python -m bench.feed`: what in flight, staleness, feed threads and TensorFlow threads bring; the defaults are chosen from it.
 
 Each setting trains each workload once per round, rounds interleaved so that a noisy minute hits all settings; medians over rounds.
 """
@@ -15,7 +15,14 @@ from typing import Any
 
 from bench import machine
 from bench.end_to_end import measure_once
+from flowps.config import Trainer
 
+_NO_BOUND = Trainer().max_staleness
+_KNOBS = ("in_flight", "max_staleness", "feed_threads", "tensorflow_threads")
+_SETTINGS = [
+    *((1, _NO_BOUND, 1, 0), (2, 0, 1, 0), (2, _NO_BOUND, 1, 0), (4, 0, 1, 0), (4, _NO_BOUND, 1, 0)),
+    *((2, _NO_BOUND, 2, 0), (2, _NO_BOUND, 1, 1)),
+]
 _KEYS = ("examples_per_s", "trainer_wait_share", "test_auc")
 
 
@@ -25,26 +32,23 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    # Staleness first, with one thread; then threads, at the default in flight and above it, where a second one can show.
-    settings = [*product((1, 2, 4, 8), (1,), (0,)), (2, 2, 0), (4, 2, 0), (4, 3, 0), (2, 1, 1), (4, 2, 1)]
-    found: dict[tuple[str, int, int, int], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = {}
     for _ in range(options.rounds):
-        for workload, (in_flight, feed_threads, tensorflow_threads) in product(("criteo", "dsp_ctr"), settings):
-            knobs = {"in_flight": in_flight, "feed_threads": feed_threads, "tensorflow_threads": tensorflow_threads}
+        for workload, setting in product(("criteo", "dsp_ctr"), _SETTINGS):
+            knobs = dict(zip(_KNOBS, setting, strict=True))
             run = measure_once(workload, [part for k, v in knobs.items() for part in (f"--trainer.{k}", str(v))])
-            found.setdefault((workload, in_flight, feed_threads, tensorflow_threads), []).append(run)
+            found.setdefault((workload, setting), []).append(run)
             print(workload, knobs, {key: round(run[key], 4) for key in _KEYS}, file=sys.stderr)
     result = {
         "rounds": options.rounds,
         "settings": [
             {
                 "workload": workload,
-                "in_flight": in_flight,
-                "feed_threads": feed_threads,
-                "tensorflow_threads": tensorflow_threads,
+                **dict(zip(_KNOBS, setting, strict=True)),
+                "max_staleness": min(setting[1], setting[0] - 1),
                 **{key: statistics.median(run[key] for run in runs) for key in _KEYS},
             }
-            for (workload, in_flight, feed_threads, tensorflow_threads), runs in sorted(found.items())
+            for (workload, setting), runs in sorted(found.items())
         ],
         "machine": machine.describe(),
     }

@@ -254,6 +254,15 @@ class Trainer(_Section, frozen=True, kw_only=True):
             description="batches looked up and not yet pushed; 1: synchronous and reproducible; staleness is at most in_flight - 1",
         ),
     ] = 2
+    max_staleness: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1023,
+            description="pushes of earlier batches that may be missing when a batch's rows are read; 0: none, as with one batch in "
+            "flight, while the rows of the next are searched already; at most in_flight - 1, whatever is given",
+        ),
+    ] = 1023
     feed_threads: Annotated[
         NonNegative, Meta(le=256, description="threads that read batches and look them up; 0: chosen from the cores (bench.feed)")
     ] = 0

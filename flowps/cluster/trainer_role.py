@@ -170,6 +170,7 @@ def _train(task: TrainerTask, plan: Plan) -> Trained:
             train=lambda epoch: stream(cuts.follow(_own_partitions(task, plan, epoch)), epoch, training=True),
             test=evaluation(plan.test), valid=evaluation(plan.valid), trains=task.trains, build=plan.build,
             lookup=lambda ticket, batch, training: shards.lookup(batch_id(number, ticket), batch, training),
+            find=lambda ticket, batch: shards.find(batch_id(number, ticket), batch),
             push=lambda ticket, gradient, scale: shards.push(batch_id(number, ticket), gradient, scale),
             emit=emit, status=status, stop=stop, group=group,
             attend=lambda ticket: shards.attend(batch_id(number, ticket)) if plan.steps_together else None,

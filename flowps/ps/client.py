@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from flowps.batch import Batch, Float32
 from flowps.config import Slot
@@ -21,6 +21,8 @@ from flowps.ps.placement import Placement
 from flowps.ps.shard import Shard
 from flowps.ps.team import Team
 from flowps.status.run_status import RunStatus
+
+P = TypeVar("P", bound="_Path")
 
 
 class PsClient:
@@ -60,39 +62,69 @@ class PsClient:
 
         When one shard fails, the others forget the batch.
         """
-        out = aligned_empty((batch.size, self._route.width))
         split = self._route.split(batch)
+        return self._gather(
+            batch_id, batch, lambda path, out: path.lookup(batch_id, batch, split, out, training), [], training=training
+        )
+
+    def find(self, batch_id: int, batch: Batch) -> Callable[[], Float32]:
+        """Find or create the rows of `batch`, for a step. What is returned pools them, once: the other half of a training lookup.
+
+        It reads no weights, so it may come before the pushes that the batch is to see. Shards in this process search now, others
+        are asked when rows are pooled. When one shard fails, in either half, the others forget the batch.
+        """
+        split = self._route.split(batch)
+        finding = [path for path in self._paths if isinstance(path, _Direct)]
+        holding: list[_Path] = []
+        self._ask(finding, lambda path: path.find(batch_id, batch), "Find", batch_id, holding)
+        return lambda: self._gather(batch_id, batch, lambda path, out: path.pool(batch_id, batch, split, out), holding)
+
+    def _gather(
+        self, batch_id: int, batch: Batch, read: Callable[[_Path, Float32], Float32 | None], holding: list[_Path],
+        training: bool = True,
+    ) -> Float32:  # fmt: skip
+        """What `read` writes, or returns, for every shard, in one buffer."""
+        out = aligned_empty((batch.size, self._route.width))
         answers: list[Float32 | None] = [None] * self._route.num_shards
-        answered: list[_Path] = []
 
-        def ask(n: int) -> None:
-            path = self._paths[n]
-            answers[path.shard] = path.lookup(batch_id, batch, split, out, training)
-            answered.append(path)
+        def ask(path: _Path) -> None:
+            answers[path.shard] = read(path, out)
 
-        try:
-            self._run(ask, "Lookup", batch_id)
-        except BaseException:
-            if training:
-                for path in answered:
-                    with suppress(Exception):  # the error of the lookup is the one to show
-                        path.forget(batch_id)
-            raise
+        self._ask(self._paths, ask, "Lookup", batch_id, holding if training else None)
         self._route.add_up(answers, out)
         if training:
             self._meter.observe(batch)
         return out
+
+    def _ask(self, paths: Sequence[P], ask: Callable[[P], object], what: str, batch_id: int, holding: list[_Path] | None) -> None:
+        """`ask` on all `paths`. Those that succeed remember the batch, as those of `holding` do: if one fails, they forget it.
+
+        holding   None: nothing is remembered
+        """
+
+        def ask_one(path: P) -> None:
+            ask(path)
+            if holding is not None and path not in holding:
+                holding.append(path)
+
+        try:
+            self._run(ask_one, what, batch_id, paths)
+        except BaseException:
+            for path in holding or ():
+                with suppress(Exception):  # the error that was raised is the one to show
+                    path.forget(batch_id)
+            raise
 
     def push(self, batch_id: int, grads: Float32, rate_scale: float = 1.0) -> None:
         """Give every shard the gradient of the embeddings that `lookup` returned, float32 [size, width], C-contiguous.
 
         rate_scale   what the learning rates of all slots are multiplied by in this push
         """
-        self._run(lambda n: self._paths[n].push(batch_id, grads, rate_scale), "Push", batch_id)
+        self._run(lambda path: path.push(batch_id, grads, rate_scale), "Push", batch_id, self._paths)
 
     def attend(self, batch_id: int) -> None:
         """A lookup without samples, for trainers that step together: the others' batches wait for it. There is no push after it."""
-        self._run(lambda n: self._paths[n].attend(batch_id), "Lookup", batch_id)
+        self._run(lambda path: path.attend(batch_id), "Lookup", batch_id, self._paths)
 
     def forget(self, batch_id: int) -> None:
         """There will be no push of this batch. All shards are told, whatever one of them raises."""
@@ -109,17 +141,17 @@ class PsClient:
         """End the client's threads."""
         self._team.close()
 
-    def _run(self, work: Callable[[int], object], what: str, batch_id: int) -> None:
-        if self._status is None:
-            self._team.run(work, len(self._paths))
-            return
+    def _run(self, work: Callable[[P], object], what: str, batch_id: int, paths: Sequence[P]) -> None:
         status, step = self._status, step_of(batch_id)
 
-        def timed(n: int) -> None:
-            with status.timed(f"{what}Shard{self._paths[n].shard}", step):
-                work(n)
+        def one(n: int) -> None:
+            if status is None:
+                work(paths[n])
+                return
+            with status.timed(f"{what}Shard{paths[n].shard}", step):
+                work(paths[n])
 
-        self._team.run(timed, len(self._paths))
+        self._team.run(one, len(paths))
 
 
 class _Path(Protocol):
@@ -129,6 +161,9 @@ class _Path(Protocol):
 
     def lookup(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32, training: bool) -> Float32 | None:
         """Write what lives whole on the shard into `out`; the answer itself, where there are parts to add up."""
+
+    def pool(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32) -> Float32 | None:
+        """As a training lookup, of a batch whose rows were found if that is a step of its own here."""
 
     def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
         """Give the shard its part of `grads`."""
@@ -155,6 +190,14 @@ class _Direct(_Path):
             batch_id, batch.signs, batch.offsets, batch.size, self._positions, self._columns, out, training, batch.shares
         )
 
+    def find(self, batch_id: int, batch: Batch) -> None:
+        """The first half of a training lookup."""
+        self._shard.find(batch_id, batch.signs, batch.offsets, batch.size, self._positions, self._columns, batch.shares)
+
+    def pool(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32) -> None:
+        """See _Path."""
+        self._shard.pool(batch_id, out)
+
     def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
         """See _Path."""
         return self._shard.push(batch_id, grads, rate_scale)
@@ -179,6 +222,10 @@ class _Packed(_Path):
         answer = self._endpoint.lookup(batch_id, self._route.parcel(self.shard, batch, split), training)
         self._route.scatter(self.shard, answer, out)
         return answer
+
+    def pool(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32) -> Float32:
+        """See _Path."""
+        return self.lookup(batch_id, batch, split, out, training=True)
 
     def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
         """See _Path."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,11 +70,20 @@ class ShardTraffic:
 
 @dataclass(frozen=True)
 class _Remembered:
-    """A batch between lookup and push: what each table touched, the shape of its `out`, and the pushes before it."""
+    """A batch between lookup and push.
+
+    touched        what each table has found for it
+    size, width    its samples, and the least floats of a line of its `out`
+    busy_s         seconds of the lookup so far
+    shape, pushes  of the `out` that it was pooled into, and the pushes before that; None: it was not pooled yet
+    """
 
     touched: list[Touched]
-    shape: tuple[int, ...]
-    pushes: int
+    size: int
+    width: int
+    busy_s: float
+    shape: tuple[int, ...] | None = None
+    pushes: int = 0
 
 
 class Shard:
@@ -106,7 +115,7 @@ class Shard:
         self._signs = np.zeros(len(slots), np.int64)
         self._staleness: Counter[int] = Counter()
         self._hot = HotSigns()
-        # None: reserved by a lookup that has not ended.
+        # None: reserved by a call that has not ended.
         self._remembered: dict[int, _Remembered | None] = {}
         members: dict[tuple[int, optimizer.Optimizer, str], list[int]] = {}
         for position, slot in enumerate(slots):
@@ -143,37 +152,60 @@ class Shard:
         arrays that do not fit together; the batch is then not remembered.
         """
         self._check(batch_id, signs, offsets, size, positions, columns, out, shares)
-        weighted = {} if shares is None else {"shares": shares}
-        bags = [
-            (table, Bags(signs, offsets, size, positions[members], columns[members], **weighted)) for members, table in self._tables
-        ]
+        bags = self._bags(signs, offsets, size, positions, columns, shares)
         if not training:
-            for table, of in bags:
+            for (_, table), of in zip(self._tables, bags, strict=True):
                 table.read(of, out)
             return
-        self._reserve(batch_id)
-        began, step = time.perf_counter(), step_of(batch_id)
-        touched: list[Touched] = []
+        began = time.perf_counter()
+        found = self._find(batch_id, bags, size, columns)
         try:
-            for table, of in bags:
-                touched.append(table.lookup(of, out, step))
+            found = self._pool(batch_id, found, out)
         except BaseException:
-            self._give_up(touched)
-            with self._lock:
-                self._remembered.pop(batch_id, None)
+            self._remember(batch_id, found)
+            self.forget(batch_id)
             raise
-        ended = time.perf_counter()
-        self.status.span("Lookup", began, ended, step)
-        starts, stops = offsets[positions * size].astype(np.int64), offsets[(positions + 1) * size].astype(np.int64)
+        self.status.span("Lookup", began, time.perf_counter(), step_of(batch_id))
+        self._observe(signs, offsets, size, positions)
+        self._remember(batch_id, found)
+
+    def find(
+        self, batch_id: int, signs: Uint64, offsets: Int32, size: int, positions: NDArray[np.int64], columns: NDArray[np.int64],
+        shares: Float32 | None = None,
+    ) -> None:  # fmt: skip
+        """The first half of a training lookup: find or create the rows of a batch's bags. `pool` is the other.
+
+        It reads no weights, so it may come before the pushes that the batch is to see. The batch is remembered from now on. For
+        arguments, aliases and errors see `lookup`.
+        """
+        self._check(batch_id, signs, offsets, size, positions, columns, None, shares)
+        found = self._find(batch_id, self._bags(signs, offsets, size, positions, columns, shares), size, columns)
+        self._observe(signs, offsets, size, positions)
+        self._remember(batch_id, found)
+
+    def pool(self, batch_id: int, out: Float32) -> None:
+        """Write the pooled vectors of what `find` has found to `out`, as `lookup` does, with the weights as they are now.
+
+        Raises UnknownBatchError for a batch of which nothing was found, or that was given up or pooled before, and DataError where
+        `out` does not fit it: the batch is then still in flight.
+        """
         with self._lock:
-            self._signs += stops - starts
-            self._hot.observe(signs, starts, stops)
-            self._busy_s += ended - began
-            given_up = batch_id not in self._remembered
-            if not given_up:
-                self._remembered[batch_id] = _Remembered(touched, out.shape, self._pushes)
-        if given_up:  # by `forget`, meanwhile
-            self._give_up(touched)
+            found = self._remembered.get(batch_id)
+            if found is None or found.shape is not None:
+                raise UnknownBatchError(
+                    f"batch {batch_id}: its rows are to be pooled, but the shard remembers none; was it given up, or pooled before?"
+                )
+            if not _is_lines(out, found.size, found.width):
+                raise DataError(
+                    f"batch {batch_id}: rows are to be pooled into {out.dtype} {out.shape}, expected C-contiguous float32 of "
+                    f"{found.size} samples, at least {found.width} floats wide"
+                )
+            self._remembered[batch_id] = None  # reserved by this call
+        try:
+            found = self._pool(batch_id, found, out)
+            self.status.observe("Lookup", found.busy_s)
+        finally:
+            self._remember(batch_id, found)
 
     def forget(self, batch_id: int) -> None:
         """Give up the batch: there will be no push. Rows that its lookup created stay, until room is needed."""
@@ -192,6 +224,10 @@ class Shard:
         """
         with self._lock:
             remembered = self._remembered.get(batch_id)
+            if remembered is not None and remembered.shape is None:
+                raise UnknownBatchError(
+                    f"batch {batch_id}: a push came before its rows were pooled: there is no gradient of them yet"
+                )
             if remembered is not None and (grads.shape != remembered.shape or grads.dtype != np.float32):
                 raise DataError(
                     f"batch {batch_id}: a push has a gradient of {grads.dtype} {grads.shape}, expected float32 {remembered.shape}"
@@ -318,26 +354,79 @@ class Shard:
         """End the shard's threads. Idempotent."""
         self._team.close()
 
+    def _bags(
+        self, signs: Uint64, offsets: Int32, size: int, positions: NDArray[np.int64], columns: NDArray[np.int64],
+        shares: Float32 | None,
+    ) -> list[Bags]:  # fmt: skip
+        """Of each table."""
+        weighted = {} if shares is None else {"shares": shares}
+        return [Bags(signs, offsets, size, positions[members], columns[members], **weighted) for members, _ in self._tables]
+
+    def _find(self, batch_id: int, bags: Sequence[Bags], size: int, columns: NDArray[np.int64]) -> _Remembered:
+        """Find or create the rows of `bags`. The batch is reserved from now on, unless this raises."""
+        self._reserve(batch_id)
+        began, step = time.perf_counter(), step_of(batch_id)
+        touched: list[Touched] = []
+        try:
+            for (_, table), of in zip(self._tables, bags, strict=True):
+                touched.append(table.find(of, step))
+        except BaseException:
+            self._give_up(touched)
+            with self._lock:
+                self._remembered.pop(batch_id, None)
+            raise
+        return _Remembered(touched, size, self._line(columns), time.perf_counter() - began)
+
+    def _pool(self, batch_id: int, found: _Remembered, out: Float32) -> _Remembered:
+        with self._lock:
+            pushes = self._pushes
+        began, step = time.perf_counter(), step_of(batch_id)
+        for (_, table), touched in zip(self._tables, found.touched, strict=True):
+            table.pool(touched, out, step)
+        return replace(found, shape=out.shape, pushes=pushes, busy_s=found.busy_s + time.perf_counter() - began)
+
+    def _remember(self, batch_id: int, found: _Remembered) -> None:
+        """What was reserved for a call is over; or given up, if `forget` came meanwhile."""
+        with self._lock:
+            if found.shape is not None:
+                self._busy_s += found.busy_s
+            given_up = batch_id not in self._remembered
+            if not given_up:
+                self._remembered[batch_id] = found
+        if given_up:
+            self._give_up(found.touched)
+
+    def _observe(self, signs: Uint64, offsets: Int32, size: int, positions: NDArray[np.int64]) -> None:
+        """Count a batch's signs."""
+        starts, stops = offsets[positions * size].astype(np.int64), offsets[(positions + 1) * size].astype(np.int64)
+        with self._lock:
+            self._signs += stops - starts
+            self._hot.observe(signs, starts, stops)
+
     def _check(
         self, batch_id: int, signs: Uint64, offsets: Int32, size: int, positions: NDArray[np.int64], columns: NDArray[np.int64],
-        out: Float32, shares: Float32 | None,
+        out: Float32 | None, shares: Float32 | None,
     ) -> None:  # fmt: skip
-        """Refuse arrays that do not fit together: kernels do not look where they read and write."""
-        width = int((columns + self._widths).max(initial=0))
+        """Refuse arrays that do not fit together: kernels do not look where they read and write. `out` may be None."""
+        width = self._line(columns)
         last = int(positions.max(initial=-1)) + 1
-        in_place = out.dtype == np.float32 and out.flags.c_contiguous
         fits = {
             "signs": signs.dtype == np.uint64 and signs.flags.c_contiguous,
             "offsets": offsets.dtype == np.int32 and last * size < len(offsets) and offsets[last * size] <= len(signs),
-            "out": in_place and len(out) == size and out.ndim == 2 and width <= out.shape[-1],
+            "out": out is None or _is_lines(out, size, width),
             "shares": shares is None or (shares.dtype == np.float32 and len(shares) == len(signs)),
         }
         wrong = [name for name, fit in fits.items() if not fit]
         if wrong:
+            given = "" if out is None else f"out: {out.dtype} {out.shape}, "
             raise DataError(
                 f"batch {batch_id}: {', '.join(wrong)} of a lookup of {size} samples and {len(signs)} signs do not have the types "
-                f"and shapes that Shard.lookup expects (out: {out.dtype} {out.shape}, {len(offsets)} offsets, {width} floats wide)"
+                f"and shapes that Shard.lookup expects ({given}{len(offsets)} offsets, {width} floats wide)"
             )
+
+    def _line(self, columns: NDArray[np.int64]) -> int:
+        """The least floats of a line in which the slots' vectors begin at `columns`."""
+        return int((columns + self._widths).max(initial=0))
 
     def _give_up(self, touched: Sequence[Touched], first: int = 0) -> None:
         for (_, table), of in zip(self._tables[first:], touched, strict=False):
@@ -355,3 +444,8 @@ class Shard:
                     f"batch {batch_id}: {self._max_in_flight} batches are looked up and not pushed yet; push before the next lookup"
                 )
             self._remembered[batch_id] = None
+
+
+def _is_lines(out: Float32, size: int, width: int) -> bool:
+    """Whether vectors of so many samples, so many floats wide, can be written to `out`."""
+    return out.dtype == np.float32 and out.flags.c_contiguous and out.ndim == 2 and len(out) == size and width <= out.shape[-1]

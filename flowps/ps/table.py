@@ -215,10 +215,10 @@ class Table:
             self._pool(bags, places, buffers.rows, out)
         self._give_back(buffers)
 
-    def lookup(self, bags: Bags, out: Float32, batch: int = NO_BATCH) -> Touched:
-        """Write the pooled vector of every bag to `out` (float32 [size, width]), for a step.
+    def find(self, bags: Bags, batch: int = NO_BATCH) -> Touched:
+        """Find the rows of all bags, for a step. A new sign gets a row. No weights are read: pushes may come before `pool` does.
 
-        A new sign gets a row. What the push needs is returned: it must come to `push` or `forget`.
+        What `pool` and the push need is returned: it must come to `push` or `forget`.
 
         batch   whose lookup it is, for its spans
         """
@@ -234,13 +234,12 @@ class Table:
                 self.recency.land(number)
                 self._give_back(buffers)
                 raise
-        try:
-            with self._status.timed("Pool", batch):
-                self._pool(bags, places, buffers.rows, out)
-        except BaseException:
-            self.recency.land(number)
-            raise
         return Touched(bags, places, buffers, number, parts, unknown)
+
+    def pool(self, touched: Touched, out: Float32, batch: int = NO_BATCH) -> None:
+        """Write the pooled vector of every bag of what `find` has found to `out`, float32 [size, width]."""
+        with self._status.timed("Pool", batch):
+            self._pool(touched.bags, touched.places, touched.buffers.rows, out)
 
     def push(self, touched: Touched, grads: Float32, rate_scale: float = 1.0, batch: int = NO_BATCH) -> int:
         """Step the rows of a lookup, once, with `grads`, float32 [size, width]. Returns the rows stepped, summed over the slots.

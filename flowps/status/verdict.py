@@ -13,8 +13,11 @@ import msgspec
 from flowps.status.figures import Moment, Setup, ShardFigures
 from flowps.status.window import ShardWindow, Window
 
-WAITS = ("TrainerWaitForPermit", "TrainerWaitForRead", "TrainerWaitForLookup", "TrainerWaitForStage")
-"""Stages into which the feed queue splits TrainerWait, in the order a feed passes them."""
+_FIND, _PUSH, _READ = "TrainerWaitForLookup", "TrainerWaitForPush", "TrainerWaitForLookup"
+FEED_WAITS = ("TrainerWaitForPermit", "TrainerWaitForRead", _FIND, _PUSH, _READ, "TrainerWaitForStage")
+"""Stages into which the feed queue splits TrainerWait, in the order a feed passes them; a lookup has two halves."""
+
+WAITS = tuple(dict.fromkeys(FEED_WAITS))
 
 STARVED_SHARE = 0.05  # a trainer that waits less than this is bound by itself
 _BUSY_CPU = 0.9  # of all cores: whatever else is slow is slow for want of them
@@ -78,6 +81,8 @@ def judge(before: Moment | None, now: Moment, setup: Setup) -> Verdict | None:
     said = f"trainer waited {waited:.0%} of the time"
     if worst == "TrainerWaitForPermit":
         return _by_permits(window, setup, said)
+    if worst == _PUSH:
+        return _by_pushes(window, setup, said, "let rows be read before that (trainer.max_staleness; compare the test AUC), ")
     if worst == "TrainerWaitForRead":
         return _by_hub(window, setup, said)
     if worst == "TrainerWaitForLookup":
@@ -107,26 +112,30 @@ def _by_cpu(window: Window, setup: Setup, busy: float, cores: int) -> Verdict:
 
 def _by_permits(window: Window, setup: Setup, said: str) -> Verdict:
     pushing = window.share("PushGrad")
-    slowest = _slowest(window, "Push")
     if pushing >= _BUSY and setup.in_flight > 1:
-        if slowest is not None and setup.remote and _on_the_way(window, slowest, "Push", "Push") > 0.5:
-            return _wire(window, slowest, "Push", "Push", said)
-        parts = ""
-        if slowest is not None:
-            spent = slowest.spent("PushSum", "PushStep") or 1.0
-            parts = f", of its time {slowest.spent('PushSum') / spent:.0%} adding gradients up and the rest stepping rows"
-        return Verdict(
-            PUSH,
-            f"{said}, for a push to end; pushing took {pushing:.0%}{window.figures('PushGrad')}{parts}",
-            "add shards (ps.num_shards) or threads (ps.threads), fewer or shorter rows, or a cheaper slot optimizer",
-            None if slowest is None or setup.num_shards == 1 else slowest.number,
-        )
+        return _by_pushes(window, setup, said)
     return Verdict(
         QUEUE,
         f"{said}, with all {setup.in_flight} batches that may be in flight on their way; pushing took {pushing:.0%} of the time",
         "raise trainer.in_flight" + (" (1 makes every step wait for the push before it)" if setup.in_flight == 1 else "")
         + "; it makes embeddings staler: compare the test AUC",
     )  # fmt: skip
+
+
+def _by_pushes(window: Window, setup: Setup, said: str, first: str = "") -> Verdict:
+    slowest = _slowest(window, "Push")
+    if slowest is not None and setup.remote and _on_the_way(window, slowest, "Push", "Push") > 0.5:
+        return _wire(window, slowest, "Push", "Push", said)
+    parts = ""
+    if slowest is not None:
+        spent = slowest.spent("PushSum", "PushStep") or 1.0
+        parts = f", of its time {slowest.spent('PushSum') / spent:.0%} adding gradients up and the rest stepping rows"
+    return Verdict(
+        PUSH,
+        f"{said}, for a push to end; pushing took {window.share('PushGrad'):.0%}{window.figures('PushGrad')}{parts}",
+        f"{first}add shards (ps.num_shards) or threads (ps.threads), fewer or shorter rows, or a cheaper slot optimizer",
+        None if slowest is None or setup.num_shards == 1 else slowest.number,
+    )
 
 
 def _by_hub(window: Window, setup: Setup, said: str) -> Verdict:

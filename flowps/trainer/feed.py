@@ -4,8 +4,11 @@ A feed thread takes a permit, then a ticket together with the next batch, checks
 the feed where `get` finds it. A permit is returned by `release`, after the feed's push. So at most `permits` batches are in
 flight, the queue needs no other bound, and the staleness of a feed is at most `permits` - 1.
 
+Where it is to be less, a lookup is cut in two: its rows are found at once, and read when no more than `max_staleness` pushes of
+earlier batches are missing.
+
 Why no deadlock: the permit is taken before the ticket, so the holder of the lowest undelivered ticket always has its permit and
-never waits for the holder of a higher one.
+never waits for the holder of a higher one; and it waits for pushes of lower ones only, whose feeds are delivered.
 
 For a cut nothing may be in flight: `hold_from` keeps batches from being looked up, from a ticket on, until it is called again. One
 that was read meanwhile is set aside for the next thread that takes a ticket.
@@ -22,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -30,7 +34,8 @@ import numpy as np
 from flowps.batch import Batch, Float32
 from flowps.errors import DataError, StoppedError
 from flowps.status.run_status import RunStatus
-from flowps.status.verdict import WAITS
+from flowps.status.verdict import FEED_WAITS
+from flowps.trainer.surroundings import Find
 
 _STOP_POLL_S = 0.25  # the stop flag may be set from a signal handler or another process, which cannot notify
 
@@ -52,15 +57,15 @@ class Feed:
 
     batch  what was left out on purpose between it and the one before counts as left out of it
     inputs what `stage` made of them
-    times  when its thread began to wait for a permit, had it, had the batch, had looked it up, and had the feed ready
-           (time.perf_counter)
+    times  when its thread began to wait for a permit, had it, had the batch, had found its rows, did not wait for pushes any more,
+           had read them, and had the feed ready (time.perf_counter)
     """
 
     ticket: int
     batch: Batch
     embeddings: Float32
     inputs: Any
-    times: tuple[float, float, float, float, float]
+    times: tuple[float, ...]
 
     @property
     def read(self) -> int:
@@ -80,18 +85,20 @@ class FeedQueue:
     threads : feed threads, started at once.
     first_ticket : ticket of the first batch.
     stop : set by anyone to end the run: `get` then raises StoppedError instead of waiting.
-    status : gets the stages PermitWait, ReadSample, CheckBatch, EmbeddingLookup, CheckFeed, StageFeed, FeedQueueWait, FirstFeedWait
-        (until the first feed) and TrainerWait (for every later one), the latter also split by what the awaited feed was doing
-        (`verdict.WAITS`), and the counter `feed_queue_empty`.
+    status : gets the stages PermitWait, ReadSample, CheckBatch, EmbeddingLookup (without PushWait, between its halves), CheckFeed,
+        StageFeed, FeedQueueWait, FirstFeedWait (until the first feed) and TrainerWait (for every later one), the latter also split
+        by what the awaited feed was doing (`verdict.FEED_WAITS`), and the counter `feed_queue_empty`.
     stage : (batch, embeddings) → what a step takes, already where it runs; called by several threads at once, ahead of the step.
     starving : whether a `get` that waits holds training up, and is counted and timed as such.
     held_from : as if `hold_from` had been called with it before the first batch.
+    max_staleness : pushes of earlier batches that may be missing when a batch's rows are read. More than `permits` - 1 never are.
+    find : (batch id, batch) → what gives the embeddings, of rows that are found already; None: the whole lookup waits for pushes.
     """
 
     def __init__(
         self, batches: Iterator[Batch], lookup: Lookup, *, width: int, dense_width: int, permits: int, threads: int,
         first_ticket: int, stop: threading.Event, status: RunStatus, stage: Stage = lambda batch, embeddings: None,
-        starving: bool = True, held_from: float = math.inf,
+        starving: bool = True, held_from: float = math.inf, max_staleness: float = math.inf, find: Find | None = None,
     ) -> None:  # fmt: skip
         self._aside: Batch | None = None  # read, but without a ticket; guarded by the read lock
         self._batches, self._lookup, self._stage, self._stop, self._status = batches, lookup, stage, stop, status
@@ -99,6 +106,9 @@ class FeedQueue:
         self._read_lock = threading.Lock()  # held while a batch is read: order of tickets = order of batches
         self._changed = threading.Condition()  # guards everything below
         self._permits = permits
+        self._max_staleness = None if max_staleness >= permits - 1 else max_staleness  # None: permits are all that is waited for
+        self._find = find or (lambda ticket, batch: partial(lookup, ticket, batch))
+        self._first, self._released = first_ticket, 0
         self._next_ticket = self._deliver = first_ticket
         self.samples = 0
         """Samples read for all batches that have a ticket, and at the end of the data of all batches."""
@@ -139,6 +149,7 @@ class FeedQueue:
         """Return a permit: a feed has been pushed, or needs no push."""
         with self._changed:
             self._permits += 1
+            self._released += 1
             self._changed.notify_all()
 
     @property
@@ -197,7 +208,7 @@ class FeedQueue:
             return
         self._status.span("TrainerWait", start, now, feed.ticket)
         if feed.times[-1] > start:
-            for stage, (began, ended) in zip(WAITS, pairwise(feed.times), strict=True):
+            for stage, (began, ended) in zip(FEED_WAITS, pairwise(feed.times), strict=True):
                 self._status.observe(stage, max(0.0, min(ended, now) - max(began, start)))
 
     def _run(self) -> None:
@@ -206,19 +217,43 @@ class FeedQueue:
                 ticket, batch, times = taken
                 with self._status.timed("CheckBatch", ticket):
                     self._check_batch(batch)
-                with self._status.timed("EmbeddingLookup", ticket):
-                    embeddings = self._lookup(ticket, batch)
-                looked_up = time.perf_counter()
+                looked_up = self._look_up(ticket, batch)
+                if looked_up is None:
+                    return
+                embeddings, lookup_times = looked_up
                 with self._status.timed("CheckFeed", ticket):
                     self._check_embeddings(ticket, embeddings, batch)
                 with self._status.timed("StageFeed", ticket):
                     inputs = self._stage(batch, embeddings)
                 with self._changed:
-                    all_times = (*times, looked_up, time.perf_counter())
+                    all_times = (*times, *lookup_times, time.perf_counter())
                     self._ready[ticket] = Feed(ticket, batch, embeddings, inputs, all_times)
                     self._changed.notify_all()
         except BaseException as error:  # handed over whole: whoever calls `get` raises it
             self.fail(error)
+
+    def _look_up(self, ticket: int, batch: Batch) -> tuple[Float32, tuple[float, float, float]] | None:
+        """The embeddings, and when rows were found, pushes waited for, and rows read; None when the queue is over meanwhile."""
+        if self._max_staleness is None:
+            with self._status.timed("EmbeddingLookup", ticket):
+                embeddings = self._lookup(ticket, batch)
+            return embeddings, (time.perf_counter(),) * 3
+        began = time.perf_counter()
+        read = self._find(ticket, batch)
+        found = time.perf_counter()
+        self._status.span("EmbeddingFind", began, found, ticket)
+        pushed = ticket - self._first - self._max_staleness
+        with self._changed:
+            self._changed.wait_for(lambda: self._released >= pushed or self._closed or self._error is not None)
+            if self._released < pushed:
+                return None
+        fresh = time.perf_counter()
+        self._status.span("PushWait", found, fresh, ticket)
+        embeddings = read()
+        ended = time.perf_counter()
+        self._status.span("EmbeddingRead", fresh, ended, ticket)
+        self._status.observe("EmbeddingLookup", found - began + ended - fresh)
+        return embeddings, (found, fresh, ended)
 
     def _decided(self) -> bool:
         """Whether `get` has something to answer."""

@@ -268,4 +268,6 @@ class Trainer:
             permits=self._config.trainer.in_flight, threads=self.feed_threads, first_ticket=self._ticket,
             stop=self._around.stop, status=self._around.status, stage=self._step.stage, starving=training,
             held_from=self._held_from if training else math.inf,
+            max_staleness=self._config.trainer.max_staleness if training else math.inf,
+            find=self._around.find if training else None,
         )  # fmt: skip

@@ -17,6 +17,8 @@ from flowps.status.run_status import RunStatus
 from flowps.trainer.group import Group
 from flowps.trainer.state import Arrays, Cut, State
 
+Find = Callable[[int, Batch], Callable[[], Float32]]
+
 if TYPE_CHECKING:
     from flowps.trainer.models import ModelSpec
 
@@ -38,6 +40,8 @@ class Surroundings:
     build    makes the model from a spec; None: the one that config.model names
     trains   whether there is anything to train: otherwise only the test is left
     lookup   (batch id, batch, training) → embeddings float32 [size, width]; thread-safe
+    find     (batch id, batch) → what gives the embeddings of a training lookup, whose rows are found already; thread-safe; None:
+             a lookup has no halves
     push     (batch id, gradient float32 [size, width], what learning rates are multiplied by); thread-safe
     stop     set by anyone to end the run after the current step
     group    the trainers that share one dense update; None: this one is alone
@@ -67,6 +71,7 @@ class Surroundings:
     valid: Callable[[], BatchStream] | None = None
     trains: bool = True
     build: Callable[[ModelSpec], Any] | None = None
+    find: Find | None = None
 
 
 class Ending(BatchStream):

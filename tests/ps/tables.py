@@ -59,7 +59,8 @@ def one_bag(signs: Any) -> drawn.Bags:
 def look_up(table: Table, of: drawn.Bags) -> tuple[Touched, Float32]:
     """A training lookup: what its push needs, and the pooled buffer, float32 [size, width]."""
     out = np.full((len(of[0]), sum(slot.width for slot in table.slots)), np.nan, np.float32)
-    touched = table.lookup(bags_at(of, table.slots), out)
+    touched = table.find(bags_at(of, table.slots))
+    table.pool(touched, out)
     return touched, out
 
 

@@ -97,6 +97,50 @@ def test_the_same_on_any_number_of_shards() -> None:
         assert others == seen[0]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_found_ahead_wherever_they_live(packed: bool) -> None:
+    """Bit by bit what whole lookups give, each after the push before it; with parts of slots, and shards behind endpoints."""
+    parts = Placement(((Piece(0, 0, 2), Piece(1), Piece(2)), (Piece(0, 1, 2), Piece(3)), ()), (0, 8, 24, 32), 40)
+    for placed in (1, 3, parts):
+        slots = SLOTS[:4] if placed is parts else SLOTS
+        random = np.random.default_rng(0)
+        batches = [drawn.batch(drawn.random_bags(random, len(slots), size=7, values=15)) for _ in range(6)]
+        with serving(slots, placed, packed=packed) as (whole, theirs), serving(slots, placed, packed=packed) as (client, ours):
+            read = client.find(0, batches[0])
+            for step, batch in enumerate(batches):
+                out = read()
+                np.testing.assert_array_equal(out, whole.lookup(step, batch, training=True))
+                if step + 1 < len(batches):
+                    read = client.find(step + 1, batches[step + 1])
+                grads = random.uniform(-1, 1, out.shape).astype(np.float32)
+                for trained in (whole, client):
+                    trained.push(step, grads)
+            assert [sorted(shard.traffic().staleness.items()) for shard in ours] == [
+                sorted(shard.traffic().staleness.items()) for shard in theirs
+            ]
+            assert [shard.num_rows for shard in ours] == [shard.num_rows for shard in theirs]
+            assert client.meter.loads([0] * len(slots)) == whole.meter.loads([0] * len(slots))
+
+
+@pytest.mark.parametrize("half", ["find", "pool"])
+def test_when_one_half_fails_no_shard_remembers_the_batch(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(SLOTS, 3, max_in_flight=1) as (client, shards):
+        batch = drawn.batch([[[s]] for s in range(len(SLOTS))])
+
+        def broken(*_: Any) -> None:
+            raise MemoryError
+
+        def look_up() -> None:
+            client.find(0, batch)()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shards[1], half, broken)
+            with pytest.raises(MemoryError):
+                look_up()
+        assert [shard.traffic().in_flight for shard in shards] == [0, 0, 0]
+        client.push(1, client.find(1, batch)())
+
+
 def test_every_slot_in_its_column() -> None:
     """A sample's line is its slots' vectors in the order of the run, wherever they live."""
     with serving(SLOTS, 3) as (client, _):

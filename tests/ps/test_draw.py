@@ -85,7 +85,7 @@ def test_each_slot_of_a_table_has_its_own_initializer() -> None:
     places = np.arange(len(slots))
     bags = Bags(signs, np.arange(len(slots) + 1, dtype=np.int32), 1, places, places * 8)
     out = np.empty((1, len(slots) * 8), np.float32)
-    table.lookup(bags, out)
+    table.pool(table.find(bags), out)
     expected = [twins.first_weights(slot, int(sign), 0) for slot, sign in zip(slots, signs, strict=True)]
     np.testing.assert_allclose(out.reshape(-1, 8), expected, rtol=3e-7, atol=1e-12)
 

@@ -430,7 +430,7 @@ def test_gradients_of_a_sign_are_summed_before_one_step(name: str, dim: int) -> 
     bags = Bags(np.array([7, 8, 7, 7, 7], np.uint64), np.array([0, 1, 2, 4, 5], np.int32), 4, column, column)
     scattered, summed = twins.table_of(slot), twins.table_of(slot)
     for _ in range(3):
-        touched = scattered.lookup(bags, np.empty((4, dim), np.float32))
+        touched = scattered.find(bags)
         assert scattered.push(touched, grads) == 2
         seven = np.zeros(dim, np.float32)
         for b in (0, 2, 2, 3):
@@ -494,7 +494,7 @@ def test_the_slot_of_an_unsound_gradient_is_named() -> None:
     table = twins.table_of(drawn.slot("user", dim=3), drawn.slot("item", dim=3))
     bags = Bags(np.array([7, 8], np.uint64), np.array([0, 1, 2], np.int32), 1, np.array([0, 1]), np.array([0, 3]))
     for bad, expected in ((4, ("item", 8)), (1, ("user", 7))):
-        touched = table.lookup(bags, np.empty((1, 6), np.float32))
+        touched = table.find(bags)
         grads = np.ones((1, 6), np.float32)
         grads[0, bad] = math.nan
         assert table.push(touched, grads) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -43,6 +44,16 @@ class Caller:
         out = np.full((size, self.bounds[-1]), np.nan, np.float32)
         positions = np.arange(len(self.slots))
         self.shard.lookup(batch_id, *drawn.arrays(bags), size, positions, self.bounds[:-1], out, training)
+        return out
+
+    def find(self, batch_id: int, bags: drawn.Bags) -> None:
+        """The first half of a lookup."""
+        self.shard.find(batch_id, *drawn.arrays(bags), len(bags[0]), np.arange(len(self.slots)), self.bounds[:-1])
+
+    def pool(self, batch_id: int, size: int) -> np.ndarray:
+        """The pooled buffer: the second half."""
+        out = np.full((size, self.bounds[-1]), np.nan, np.float32)
+        self.shard.pool(batch_id, out)
         return out
 
     def part(self, lines: np.ndarray, s: int) -> np.ndarray:
@@ -147,15 +158,15 @@ def test_the_bound_counts_lookups_that_have_not_ended(monkeypatch: pytest.Monkey
     """While the one batch that may be in flight is still being looked up, a second is refused."""
     caller = Caller([drawn.slot("s", dim=4)], max_in_flight=1)
     inside, may_end = threading.Event(), threading.Event()
-    lookup = Table.lookup
+    find = Table.find
 
-    def slow_lookup(table: Table, *args: Any, **kwargs: Any) -> Any:
+    def slow_find(table: Table, *args: Any, **kwargs: Any) -> Any:
         if not inside.is_set():
             inside.set()
             assert may_end.wait(60)
-        return lookup(table, *args, **kwargs)
+        return find(table, *args, **kwargs)
 
-    monkeypatch.setattr(Table, "lookup", slow_lookup)
+    monkeypatch.setattr(Table, "find", slow_find)
     with ThreadPoolExecutor(1) as thread:
         first = thread.submit(caller.lookup, 0, [[[1]]])
         try:
@@ -290,15 +301,15 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 def test_a_batch_that_is_given_up_while_it_is_looked_up_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it pin its rows."""
     caller = Caller([drawn.slot("s", dim=4)], max_in_flight=1)
-    lookup: Callable[..., Any] = Table.lookup
+    find: Callable[..., Any] = Table.find
 
     def given_up(table: Table, *args: Any, **kwargs: Any) -> Any:
-        found = lookup(table, *args, **kwargs)
+        found = find(table, *args, **kwargs)
         caller.shard.forget(0)
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Table, "lookup", given_up)
+        patch.setattr(Table, "find", given_up)
         caller.lookup(0, [[[1]]])
     with pytest.raises(UnknownBatchError):
         caller.shard.push(0, np.zeros((1, 4), np.float32))
@@ -327,6 +338,151 @@ def test_forgetting_lets_rows_go() -> None:
         caller.lookup(batch_id, [[list(range(10 * batch_id, 10 * batch_id + 8))]])
         caller.shard.forget(batch_id)
     assert caller.shard.num_rows <= 10
+
+
+# --- a lookup in two halves -------------------------------------------------------------------------------------------
+
+
+@drawn.bounded(max_examples=25)
+@given(random=drawn.generators)
+def test_rows_found_ahead_are_pooled_as_they_are_then(random: np.random.Generator) -> None:
+    """Bit by bit what whole lookups give, each after the push before it, though every batch is found before that push."""
+    whole, halves = Caller(MIXED, seed=9), Caller(MIXED, seed=9, max_in_flight=2)
+    batches = [drawn.random_bags(random, len(MIXED), size=5, values=12) for _ in range(5)]
+    halves.find(0, batches[0])
+    for batch_id, bags in enumerate(batches):
+        out = halves.pool(batch_id, 5)
+        np.testing.assert_array_equal(out, whole.lookup(batch_id, bags))
+        if batch_id + 1 < len(batches):
+            halves.find(batch_id + 1, batches[batch_id + 1])
+        grads = random.uniform(-1, 1, out.shape).astype(np.float32)
+        assert halves.shard.push(batch_id, grads) == whole.shard.push(batch_id, grads)
+        ahead = halves.rows()
+        assert all(ahead[name].items() >= rows.items() for name, rows in whole.rows().items()), "the next batch's rows are there"
+    assert halves.rows() == whole.rows()
+    assert halves.shard.traffic().staleness == {0: 5}
+    assert halves.shard.traffic().signs == whole.shard.traffic().signs
+
+
+def test_what_was_found_is_in_flight() -> None:
+    """It counts, its number is taken, and its rows stay whatever needs room."""
+    caller = Caller([drawn.slot("s", dim=4)], capacity_rows=8, max_in_flight=2)
+    caller.lookup(9, [[[5, 6, 7, 8]]])
+    caller.shard.forget(9)
+    caller.find(0, [[[1, 2, 3, 4]]])
+    with pytest.raises(UnknownBatchError, match="looked up again before its push"):
+        caller.find(0, [[[1]]])
+    caller.lookup(1, [[[11, 12]]])
+    with pytest.raises(CapacityError, match="batch 2: 2 batches"):
+        caller.find(2, [[[1]]])
+    caller.shard.forget(1)
+    caller.lookup(3, [[[13, 14]]])
+    caller.shard.forget(3)
+    with pytest.raises(CapacityError, match="in flight need more rows"):
+        caller.find(4, [[[21]]])
+    assert caller.shard.traffic().in_flight == 1
+    assert caller.shard.push(0, np.zeros_like(caller.pool(0, 1))) == 4
+
+
+def test_halves_come_once_and_in_order() -> None:
+    """Each wrong call is refused, and leaves the batch as it was."""
+    caller = Caller([drawn.slot("s", dim=4)])
+    out = np.zeros((1, 4), np.float32)
+
+    def refuses(what: type[Exception], message: str, call: Callable[..., object], *given: object) -> None:
+        with pytest.raises(what, match=message):
+            call(*given)
+
+    refuses(UnknownBatchError, "batch 0: its rows are to be pooled, but", caller.shard.pool, 0, out)
+    caller.find(0, [[[1]]])
+    refuses(UnknownBatchError, "before its rows were pooled", caller.shard.push, 0, out)
+    for wrong in (out[:, :3].copy(), np.zeros((2, 4), np.float32), out.astype(np.float64), np.zeros((1, 8), np.float32)[:, ::2]):
+        refuses(DataError, "1 samples, at least 4 floats wide", caller.shard.pool, 0, wrong)
+    caller.shard.pool(0, out)
+    refuses(UnknownBatchError, "its rows are to be pooled, but", caller.shard.pool, 0, out)
+    assert caller.shard.push(0, out) == 1
+    refuses(UnknownBatchError, "remembers no lookup", caller.shard.push, 0, out)
+    refuses(UnknownBatchError, "its rows are to be pooled, but", caller.shard.pool, 0, out)
+    caller.lookup(1, [[[1]]])
+    refuses(UnknownBatchError, "its rows are to be pooled, but", caller.shard.pool, 1, out)
+    refuses(
+        DataError,
+        "signs of a lookup",
+        caller.shard.find,
+        2,
+        np.zeros(1, np.int64),
+        np.array([0, 1], np.int32),
+        1,
+        *[np.zeros(1, int)] * 2,
+    )
+    assert caller.shard.traffic().in_flight == 1
+
+
+def test_what_was_found_and_given_up_pins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the halves, or while it is pooled: then its buffers are nobody else's until that ends."""
+    caller = Caller([drawn.slot("s", dim=4)])
+    table = caller.shard._tables[0][1]
+    caller.find(0, [[[1]]])
+    caller.shard.forget(0)
+    assert not table.recency.in_flight
+    with pytest.raises(UnknownBatchError):
+        caller.pool(0, 1)
+    caller.find(1, [[[1]]])
+    pool: Callable[..., Any] = Table.pool
+
+    def given_up(table: Table, *args: Any) -> None:
+        caller.shard.forget(1)
+        assert table.recency.in_flight, "its rows are still being read"
+        pool(table, *args)
+
+    monkeypatch.setattr(Table, "pool", given_up)
+    caller.pool(1, 1)
+    assert not table.recency.in_flight
+    assert caller.shard.traffic().in_flight == 0
+
+
+def test_a_second_half_that_fails_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = Caller([drawn.slot("s", dim=4)])
+    caller.find(0, [[[1]]])
+
+    def broken(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "pool", broken)
+        with pytest.raises(MemoryError):
+            caller.pool(0, 1)
+    assert caller.shard.push(0, caller.pool(0, 1)) == 1
+
+
+@pytest.mark.usefixtures("hurried_switching")
+def test_halves_of_many_batches_at_once() -> None:
+    """Found, pooled, pushed and given up on many threads: each gets the vectors of its own signs, and nothing is left over."""
+    slots = [drawn.slot("s", dim=4, optimizer="sgd", learning_rate=0.0), drawn.slot("t", dim=8, optimizer="sgd", learning_rate=0.0)]
+    caller = Caller(slots, capacity_rows=4096, max_in_flight=8)
+    for n in range(64):
+        caller.lookup(n, [[[n, n + 1]], [[n, n + 2]]])
+        caller.shard.forget(n)
+    expected = {n: caller.lookup(0, [[[n, n + 1]], [[n, n + 2]]], training=False) for n in range(64)}
+
+    def turn(batch_id: int) -> None:
+        n = batch_id % 64
+        caller.find(batch_id, [[[n, n + 1]], [[n, n + 2]]])
+        if batch_id % 5 == 0:
+            caller.shard.forget(batch_id)
+            return
+        out = caller.pool(batch_id, 1)
+        np.testing.assert_array_equal(out, expected[n])
+        if batch_id % 7 == 0:
+            caller.shard.forget(batch_id)
+        else:
+            assert caller.shard.push(batch_id, np.ones_like(out)) == 4
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(turn, batch_id) for batch_id in range(2000)]:
+            done.result()
+    assert caller.shard.traffic().in_flight == 0
+    assert not any(table.recency.in_flight for _, table in caller.shard._tables)
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------
@@ -358,14 +514,14 @@ def test_the_lock_of_the_batches_is_not_held_while_a_table_works(monkeypatch: py
     caller = Caller([drawn.slot("s", dim=4)], max_in_flight=2)
     caller.lookup(0, [[[1]]])
     inside, may_end = threading.Event(), threading.Event()
-    lookup: Callable[..., Any] = Table.lookup
+    find: Callable[..., Any] = Table.find
 
-    def slow_lookup(table: Table, *args: Any, **kwargs: Any) -> Any:
+    def slow_find(table: Table, *args: Any, **kwargs: Any) -> Any:
         inside.set()
         assert may_end.wait(60)
-        return lookup(table, *args, **kwargs)
+        return find(table, *args, **kwargs)
 
-    monkeypatch.setattr(Table, "lookup", slow_lookup)
+    monkeypatch.setattr(Table, "find", slow_find)
     with ThreadPoolExecutor(1) as thread:
         second = thread.submit(caller.lookup, 1, [[[2]]])
         try:
@@ -391,6 +547,21 @@ def test_every_operation_of_every_table_is_timed() -> None:
     }  # fmt: skip
     assert found["Find"].total_us + found["Pool"].total_us < found["Lookup"].total_us
     assert 0 < found["PushSum"].total_us + found["PushStep"].total_us < found["Push"].total_us
+
+
+def test_a_lookup_in_halves_is_one_lookup() -> None:
+    """Of its stage's times, which are those of both halves and of nothing between."""
+    caller = Caller(MIXED)
+    for batch_id in range(3):
+        caller.find(batch_id, in_slots(len(MIXED), batch_id))
+        time.sleep(0.05)
+        caller.shard.push(batch_id, caller.pool(batch_id, 1))
+    found = caller.shard.status.summaries()
+    assert {name: stage.count for name, stage in found.items()} == {
+        "Lookup": 3, "Push": 3, **dict.fromkeys(("Find", "Pool", "PushSum", "PushStep"), 3 * len(TABLES)),
+    }  # fmt: skip
+    assert found["Find"].total_us + found["Pool"].total_us < found["Lookup"].total_us
+    assert found["Lookup"].total_us / 1e6 <= caller.shard.work().busy_s
 
 
 def test_an_evaluation_is_no_traffic() -> None:

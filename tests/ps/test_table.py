@@ -76,7 +76,8 @@ class TableMachine(RuleBasedStateMachine):
         pinned = set().union(*self.recent, *self.failed) | signs
         before = self.table.stats()
         try:
-            touched = self.table.lookup(bags, out)
+            touched = self.table.find(bags)
+            self.table.pool(touched, out)
         except CapacityError:
             # Only where what is in flight fills a stripe; the bound of a stripe is not below that of its share of the rows.
             assert len(pinned) > self.table.memory.capacity_rows // (2 * self.table.memory.num_stripes)
@@ -504,7 +505,8 @@ def test_any_number_of_threads_gives_the_same_bits(dim: int, storage: str) -> No
                         random.uniform(0, 2, len(bags.signs)).astype(np.float32),
                     )  # fmt: skip
                 out = np.zeros((40, 5 * dim), np.float32)
-                touched = table.lookup(bags, out)
+                touched = table.find(bags)
+                table.pool(touched, out)
                 outs.append(out.tobytes())
                 table.push(touched, random.uniform(-1, 1, out.shape).astype(np.float32))
             check(table)

@@ -275,7 +275,8 @@ def bags_of(signs: Sequence[int] | NDArray[np.uint64]) -> Bags:
 def begin(table: Table, signs: Sequence[int] | NDArray[np.uint64]) -> Float32:
     """Look the signs up, so that they have rows, and give up the push. Returns the vectors, float32 [samples, dim]."""
     out = np.full((len(signs), table.dim), np.nan, np.float32)
-    touched = table.lookup(bags_of(signs), out)
+    touched = table.find(bags_of(signs))
+    table.pool(touched, out)
     table.forget(touched)
     return out
 
@@ -283,7 +284,8 @@ def begin(table: Table, signs: Sequence[int] | NDArray[np.uint64]) -> Float32:
 def push(table: Table, signs: Sequence[int] | NDArray[np.uint64], grads: Any, rate_scale: float = 1.0) -> int:
     """Look the signs up and push a gradient for each sample, [samples, dim]. Returns the rows stepped."""
     out = np.empty((len(signs), table.dim), np.float32)
-    touched = table.lookup(bags_of(signs), out)
+    touched = table.find(bags_of(signs))
+    table.pool(touched, out)
     return table.push(touched, np.array(grads, np.float32).reshape(out.shape), rate_scale)
 
 

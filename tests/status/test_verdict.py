@@ -138,6 +138,13 @@ def test_pushes_that_take_all_of_their_thread() -> None:
     assert "pushing took 90% (P50 27.6 ms, P99 262.0 ms), of its time 25% adding gradients up" in verdict.evidence
 
 
+def test_rows_that_are_read_only_after_a_push() -> None:
+    verdict = judged(waiting("TrainerWaitForPush", PushGrad=3.0), ALONE, shard(0, Push=2.9, PushSum=2.0, PushStep=0.5))
+    assert verdict.bound_by == PUSH
+    assert "pushing took 30% (P50 27.6 ms, P99 262.0 ms), of its time 80% adding gradients up" in verdict.evidence
+    assert verdict.advice.startswith("let rows be read before that (trainer.max_staleness; compare the test AUC), add shards")
+
+
 def test_pushes_that_pass_their_time_on_the_way() -> None:
     shards = [shard(number, Push=1.0) for number in range(3)]
     client = {f"PushShard{number}": 9.0 - number for number in range(3)}

@@ -218,6 +218,135 @@ def test_under_stress_order_permits_and_staleness_hold(permits: int):
     assert in_flight == 0
 
 
+# --- lookups in two halves --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("hurried_switching")
+@pytest.mark.parametrize("has_halves", [False, True])
+@pytest.mark.parametrize(
+    ("permits", "threads", "most"), [(2, 1, 0), (2, 3, 0), (4, 2, 0), (4, 4, 1), (8, 8, 3), (8, 1, 2), (3, 3, 9)]
+)
+def test_under_stress_no_more_pushes_are_missing_than_allowed(permits: int, threads: int, most: int, has_halves: bool):
+    count, lock = 1_000, threading.Lock()
+    pushed, missing = 0, dict[int, int]()
+    to_push: queue.SimpleQueue[Feed | None] = queue.SimpleQueue()
+    batch = make_batch()
+
+    def lookup(ticket: int, batch: Batch) -> Float32:
+        with lock:
+            missing[ticket] = ticket - 70 - pushed
+        return embeddings_of(ticket, batch)
+
+    def find(ticket: int, batch: Batch) -> Callable[[], Float32]:
+        with lock:
+            assert ticket - 70 - pushed < permits
+        return lambda: lookup(ticket, batch)
+
+    def push() -> None:
+        nonlocal pushed
+        while to_push.get() is not None:
+            with lock:
+                pushed += 1
+            feeds.release()
+
+    changes = {"permits": permits, "threads": threads, "first_ticket": 70, "max_staleness": most}
+    batches = (batch for _ in range(count))
+    with closing(make_queue(batches, lookup, find=find if has_halves else None, **changes)) as feeds:
+        pusher, _ = in_thread(push)
+        found = []
+        while (feed := feeds.get()) is not None:
+            found.append(feed)
+            to_push.put(feed)
+        to_push.put(None)
+        pusher.join(WAIT_S)
+    assert [feed.ticket for feed in found] == list(range(70, 70 + count))
+    assert all((feed.embeddings == feed.ticket).all() for feed in found)
+    assert len(missing) == count
+    assert max(missing.values()) <= min(most, permits - 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_next_batch_is_found_while_the_one_before_is_stepped(threads: int):
+    found: queue.SimpleQueue[int] = queue.SimpleQueue()
+    read: list[int] = []
+
+    def find(ticket: int, batch: Batch) -> Callable[[], Float32]:
+        found.put(ticket)
+
+        def embeddings() -> Float32:
+            read.append(ticket)
+            return embeddings_of(ticket, batch)
+
+        return embeddings
+
+    status = RunStatus()
+    changes = {"permits": 2, "threads": threads, "max_staleness": 0, "status": status}
+    with closing(make_queue(numbered(5), unexpected, find=find, **changes)) as feeds:
+        for ticket in range(5):
+            feed = feeds.get()
+            assert feed is not None
+            assert feed.ticket == ticket
+            if ticket < 4:
+                while found.get(timeout=WAIT_S) != ticket + 1:
+                    pass
+            assert read == list(range(ticket + 1)), "nothing is read before the push"
+            feeds.release()
+        assert feeds.get() is None
+    counts = {name: summary.count for name, summary in status.summaries().items()}
+    assert [counts[stage] for stage in ("EmbeddingFind", "PushWait", "EmbeddingRead", "EmbeddingLookup")] == [5, 5, 5, 5]
+
+
+def unexpected(ticket: int, batch: Batch) -> Float32:
+    raise AssertionError("a lookup that has halves was made as a whole")
+
+
+def test_one_batch_in_flight_needs_no_halves():
+    with closing(make_queue(numbered(5), find=lambda ticket, batch: unexpected, permits=1, max_staleness=0)) as feeds:
+        assert [feed.ticket for feed in drain(feeds)] == list(range(5))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_who_waits_for_a_push_goes_when_the_queue_is_closed(threads: int):
+    found = threading.Event()
+
+    def find(ticket: int, batch: Batch) -> Callable[[], Float32]:
+        if ticket == 1:
+            found.set()
+        return lambda: embeddings_of(ticket, batch)
+
+    feeds = make_queue(numbered(9), unexpected, find=find, permits=2, threads=threads, max_staleness=0)
+    assert feeds.get() is not None
+    assert found.wait(WAIT_S)
+    feeds.close()
+    assert feeds.untaken == range(1, 2), "what was found is to be given up"
+    assert not flowps_threads()
+
+
+@pytest.mark.parametrize("half", ["find", "read"])
+def test_an_exception_of_either_half_reaches_get(half: str):
+    def broken(*_: Any) -> Any:
+        raise CapacityError("full")
+
+    def find(ticket: int, batch: Batch) -> Callable[[], Float32]:
+        if ticket == 2:
+            return broken() if half == "find" else broken
+        return lambda: embeddings_of(ticket, batch)
+
+    with (
+        closing(make_queue(numbered(9), unexpected, find=find, max_staleness=0)) as feeds,
+        pytest.raises(CapacityError, match="full"),
+    ):
+        drain(feeds)
+
+
+def test_who_waits_for_a_push_goes_when_it_has_failed():
+    with closing(make_queue(numbered(9), permits=2, threads=2, max_staleness=0)) as feeds:
+        assert feeds.get() is not None
+        feeds.fail(DataError("a push has failed"))
+        with pytest.raises(DataError, match="a push has failed"):
+            feeds.get()
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -492,6 +621,12 @@ class Starving(RunStatus):
     def __init__(self) -> None:
         super().__init__()
         self.empty: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.found: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def span(self, name: str, began: float, ended: float, batch: int = -1) -> None:
+        super().span(name, began, ended, batch)
+        if name == "EmbeddingFind":
+            self.found.put(batch)
 
     def count(self, name: str, by: int = 1) -> None:
         super().count(name, by)
@@ -507,7 +642,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-@pytest.mark.parametrize("bound", WAITS)
+@pytest.mark.parametrize("bound", [wait for wait in WAITS if wait != "TrainerWaitForPush"])
 def test_a_wait_of_the_trainer_is_put_down_to_what_the_feed_was_doing(bound: str, clock: SimpleNamespace):
     status = Starving()
 
@@ -547,6 +682,50 @@ def test_a_wait_of_the_trainer_is_put_down_to_what_the_feed_was_doing(bound: str
     assert found["TrainerWait"].total_us == pytest.approx(7e6)
     for wait in WAITS:
         assert found[wait].total_us == pytest.approx(7e6 if wait == bound else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("where", "bound"),
+    [("find", "TrainerWaitForLookup"), ("push", "TrainerWaitForPush"), ("read", "TrainerWaitForLookup")],
+)
+def test_so_it_is_where_lookups_have_halves(where: str, bound: str, clock: SimpleNamespace):
+    status = Starving()
+
+    def starve(what: str, ticket: int) -> None:
+        if what == where and ticket == 1:
+            assert status.empty.get(timeout=WAIT_S)
+            clock.now += 7.0
+
+    def find(ticket: int, batch: Batch) -> Callable[[], Float32]:
+        starve("find", ticket)
+
+        def read() -> Float32:
+            starve("read", ticket)
+            return embeddings_of(ticket, batch)
+
+        return read
+
+    def release() -> None:
+        if where == "push":
+            assert [status.found.get(timeout=WAIT_S) for _ in range(2)] == [0, 1]
+        starve("push", 1)
+        feeds.release()
+
+    # What the first `get` has found empty is of no interest.
+    ready = threading.Event()
+    batches = (batch for batch in numbered(2) if batch.dense[0, 0] == 0 or ready.wait(WAIT_S))
+    changes = {"permits": 2, "threads": 1, "max_staleness": 0, "status": status}
+    with closing(make_queue(batches, unexpected, find=find, **changes)) as feeds:
+        assert feeds.get() is not None
+        while not status.empty.empty():
+            status.empty.get()
+        ready.set()
+        releaser, _ = in_thread(release)
+        assert feeds.get() is not None
+        releaser.join(WAIT_S)
+    found = status.summaries()
+    assert found["TrainerWait"].total_us == pytest.approx(7e6)
+    assert {wait: found[wait].total_us for wait in WAITS} == {wait: pytest.approx(7e6 if wait == bound else 0.0) for wait in WAITS}
 
 
 # --- holding ----------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from flowps.status.window import Window
 _NOTES = 40
 _SMOOTHED = 60  # values, of which there are two a second
 _SHOWN_SHARDS = 32  # the busiest
-_WAITS_FOR = ("waits for a permit", "waits for data", "waits for lookups", "waits for staging")
+_WAITS_FOR = ("waits for a permit", "waits for data", "waits for lookups", "waits for pushes", "waits for staging")
 _BUDGET = {"TrainStep": "steps", **dict(zip(WAITS, _WAITS_FOR, strict=True)), "CheckpointPause": "checkpoints"}
 
 

@@ -18,7 +18,7 @@ _HOT = 0.9  # of the time of a shard
 
 _GROUPS = {
     "hub": ("DecodePartition", "HubTransfer", "HubWait"),
-    "feed": ("PermitWait", "ReadSample", "CheckBatch", "EmbeddingLookup", "CheckFeed", "StageFeed", "FeedQueueWait"),
+    "feed": ("PermitWait", "ReadSample", "CheckBatch", "EmbeddingLookup", "PushWait", "CheckFeed", "StageFeed", "FeedQueueWait"),
     "trainer": ("TrainerWait", "TrainStep", "CheckpointPause", "PredictStep"),
     "push": ("PushGrad",),
 }
