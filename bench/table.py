@@ -188,6 +188,20 @@ def scale() -> str:
     return "\n".join([*lines, "", *left_out, _machine(found), ""])
 
 
+def scale_rows() -> str:
+    """The cost of a sign, and of a row, against the number of rows when signs are drawn zipf."""
+    found = _read("scale.json")
+    lines = [
+        "| rows | distinct, of a batch's signs | lookup, ns per sign | per distinct one | push, ns per sign | per distinct one |",
+        "|---|---|---|---|---|---|",
+    ]
+    for point in found["axes"]["rows"]:
+        costs = [point[f"{call}_ns_per_sign"] for call in ("lookup", "push")]
+        each = " | ".join(f"{ns:.0f} | {ns / point['distinct_share']:.0f}" for ns in costs)
+        lines.append(f"| {point['rows']:,} | {point['distinct_share']:.0%} | {each} |")
+    return "\n".join([*lines, "", _machine(found), ""])
+
+
 def kernel() -> str:
     """The kernels beside themselves without their tricks."""
     found = _read("kernel.json")
@@ -304,6 +318,7 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "shard": shard,
     "shard_rivals": shard_rivals,
     "scale": scale,
+    "scale_rows": scale_rows,
     "kernel": kernel,
     "map": map_table,
     "placement": placement,

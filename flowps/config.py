@@ -259,8 +259,8 @@ class Trainer(_Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=1023,
-            description="pushes of earlier batches that may be missing when a batch's rows are read; 0: none, as with one batch in "
-            "flight, while the rows of the next are searched already; at most in_flight - 1, whatever is given",
+            description="pushes of the trainer's earlier batches that may be missing when a batch's rows are read; 0: none, as "
+            "with one batch in flight, while the rows of the next are searched already; more than in_flight - 1 never are",
         ),
     ] = 1023
     feed_threads: Annotated[

@@ -33,8 +33,8 @@ _IN_FLIGHT = 4  # at least, unless it is given: nothing gets stale where nothing
 
 _FREE = ("cluster.", "ps.", "checkpoint.url")
 _FREE_KNOBS = {
-    "data.batch_size", "data.partition_rows", "data.tasks_in_flight", "trainer.count", "trainer.in_flight", "trainer.feed_threads",
-    "trainer.tensorflow_threads", "trainer.jit_compile",
+    "data.batch_size", "data.partition_rows", "data.tasks_in_flight", "trainer.count", "trainer.in_flight",
+    "trainer.max_staleness", "trainer.feed_threads", "trainer.tensorflow_threads", "trainer.jit_compile",
 }  # fmt: skip
 
 

@@ -6,7 +6,8 @@ Any thread may call any method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
@@ -63,52 +64,59 @@ class PsClient:
         When one shard fails, the others forget the batch.
         """
         split = self._route.split(batch)
-        return self._gather(
-            batch_id, batch, lambda path, out: path.lookup(batch_id, batch, split, out, training), [], training=training
-        )
+        holding: list[_Path] | None = [] if training else None
+        return self._gather(batch_id, batch, lambda path, out: path.lookup(batch_id, batch, split, out, training), holding)
 
     def find(self, batch_id: int, batch: Batch) -> Callable[[], Float32]:
         """Find or create the rows of `batch`, for a step. What is returned pools them, once: the other half of a training lookup.
 
-        It reads no weights, so it may come before the pushes that the batch is to see. Shards in this process search now, others
-        are asked when rows are pooled. When one shard fails, in either half, the others forget the batch.
+        It reads no weights, so it may come before the pushes that the batch is to see. Shards in this process that hold whole slots
+        search now, others are asked when rows are pooled. When one shard fails, in either half, the others forget the batch.
         """
         split = self._route.split(batch)
         finding = [path for path in self._paths if isinstance(path, _Direct)]
         holding: list[_Path] = []
-        self._ask(finding, lambda path: path.find(batch_id, batch), "Find", batch_id, holding)
-        return lambda: self._gather(batch_id, batch, lambda path, out: path.pool(batch_id, batch, split, out), holding)
+        found_s: dict[_Path, float] = {}
+
+        def find(path: _Direct) -> None:
+            began = time.perf_counter()
+            path.find(batch_id, batch)
+            found_s[path] = time.perf_counter() - began
+
+        self._ask(finding, find, batch_id, holding)
+        return lambda: self._gather(batch_id, batch, lambda path, out: path.pool(batch_id, batch, split, out), holding, found_s)
 
     def _gather(
-        self, batch_id: int, batch: Batch, read: Callable[[_Path, Float32], Float32 | None], holding: list[_Path],
-        training: bool = True,
+        self, batch_id: int, batch: Batch, read: Callable[[_Path, Float32], Float32 | None], holding: list[_Path] | None,
+        found_s: Mapping[_Path, float] | None = None,
     ) -> Float32:  # fmt: skip
-        """What `read` writes, or returns, for every shard, in one buffer."""
-        out = aligned_empty((batch.size, self._route.width))
+        """What `read` writes, or returns, for every shard, in one buffer.
+
+        holding   paths that remember the batch, to which those that answer are added; None: an evaluation
+        found_s   seconds that each has searched for it already; None: it has not been found
+        """
         answers: list[Float32 | None] = [None] * self._route.num_shards
 
         def ask(path: _Path) -> None:
             answers[path.shard] = read(path, out)
 
-        self._ask(self._paths, ask, "Lookup", batch_id, holding if training else None)
+        out = aligned_empty((batch.size, self._route.width))
+        self._ask(self._paths, self._timed(ask, "Lookup", batch_id, found_s), batch_id, holding)
         self._route.add_up(answers, out)
-        if training:
+        if holding is not None:
             self._meter.observe(batch)
         return out
 
-    def _ask(self, paths: Sequence[P], ask: Callable[[P], object], what: str, batch_id: int, holding: list[_Path] | None) -> None:
-        """`ask` on all `paths`. Those that succeed remember the batch, as those of `holding` do: if one fails, they forget it.
+    def _ask(self, paths: Sequence[P], ask: Callable[[P], object], batch_id: int, holding: list[_Path] | None) -> None:
+        """`ask` on all `paths`. Those that succeed remember the batch, as those of `holding` do: if one fails, they forget it."""
 
-        holding   None: nothing is remembered
-        """
-
-        def ask_one(path: P) -> None:
-            ask(path)
-            if holding is not None and path not in holding:
-                holding.append(path)
+        def ask_one(n: int) -> None:
+            ask(paths[n])
+            if holding is not None and paths[n] not in holding:
+                holding.append(paths[n])
 
         try:
-            self._run(ask_one, what, batch_id, paths)
+            self._team.run(ask_one, len(paths))
         except BaseException:
             for path in holding or ():
                 with suppress(Exception):  # the error that was raised is the one to show
@@ -120,11 +128,11 @@ class PsClient:
 
         rate_scale   what the learning rates of all slots are multiplied by in this push
         """
-        self._run(lambda path: path.push(batch_id, grads, rate_scale), "Push", batch_id, self._paths)
+        self._run(lambda path: path.push(batch_id, grads, rate_scale), "Push", batch_id)
 
     def attend(self, batch_id: int) -> None:
         """A lookup without samples, for trainers that step together: the others' batches wait for it. There is no push after it."""
-        self._run(lambda path: path.attend(batch_id), "Lookup", batch_id, self._paths)
+        self._run(lambda path: path.attend(batch_id), "Lookup", batch_id)
 
     def forget(self, batch_id: int) -> None:
         """There will be no push of this batch. All shards are told, whatever one of them raises."""
@@ -141,17 +149,29 @@ class PsClient:
         """End the client's threads."""
         self._team.close()
 
-    def _run(self, work: Callable[[P], object], what: str, batch_id: int, paths: Sequence[P]) -> None:
+    def _run(self, work: Callable[[_Path], object], what: str, batch_id: int) -> None:
+        """`work` on all paths, timed."""
+        timed = self._timed(work, what, batch_id)
+        self._team.run(lambda n: timed(self._paths[n]), len(self._paths))
+
+    def _timed(
+        self, work: Callable[[_Path], object], what: str, batch_id: int, before_s: Mapping[_Path, float] | None = None
+    ) -> Callable[[_Path], object]:
+        """`work`, timed for each shard, if that is of interest; `before_s`: seconds that count as part of it."""
         status, step = self._status, step_of(batch_id)
+        if status is None:
+            return work
 
-        def one(n: int) -> None:
-            if status is None:
-                work(paths[n])
-                return
-            with status.timed(f"{what}Shard{paths[n].shard}", step):
-                work(paths[n])
+        def timed(path: _Path) -> None:
+            name, began = f"{what}Shard{path.shard}", time.perf_counter()
+            work(path)
+            ended = time.perf_counter()
+            if before_s is None:
+                status.span(name, began, ended, step)
+            else:
+                status.observe(name, before_s.get(path, 0.0) + ended - began)
 
-        self._team.run(one, len(paths))
+        return timed
 
 
 class _Path(Protocol):
@@ -163,7 +183,7 @@ class _Path(Protocol):
         """Write what lives whole on the shard into `out`; the answer itself, where there are parts to add up."""
 
     def pool(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32) -> Float32 | None:
-        """As a training lookup, of a batch whose rows were found if that is a step of its own here."""
+        """The second half of a training lookup; the whole of it, on the way to a shard that cannot be asked for the first alone."""
 
     def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
         """Give the shard its part of `grads`."""

@@ -162,12 +162,12 @@ class Shard:
         try:
             found = self._pool(batch_id, found, out)
         except BaseException:
-            self._remember(batch_id, found)
-            self.forget(batch_id)
+            self._unreserve(batch_id)
+            self._give_up(found.touched)
             raise
         self.status.span("Lookup", began, time.perf_counter(), step_of(batch_id))
-        self._observe(signs, offsets, size, positions)
         self._remember(batch_id, found)
+        self._observe(signs, offsets, size, positions)
 
     def find(
         self, batch_id: int, signs: Uint64, offsets: Int32, size: int, positions: NDArray[np.int64], columns: NDArray[np.int64],
@@ -180,8 +180,8 @@ class Shard:
         """
         self._check(batch_id, signs, offsets, size, positions, columns, None, shares)
         found = self._find(batch_id, self._bags(signs, offsets, size, positions, columns, shares), size, columns)
-        self._observe(signs, offsets, size, positions)
         self._remember(batch_id, found)
+        self._observe(signs, offsets, size, positions)
 
     def pool(self, batch_id: int, out: Float32) -> None:
         """Write the pooled vectors of what `find` has found to `out`, as `lookup` does, with the weights as they are now.
@@ -220,7 +220,7 @@ class Shard:
         rate_scale   what the trainer's schedule multiplies the slots' learning rates by
 
         Returns the number of rows stepped. Forgets the batch. Raises UnknownBatchError for a batch that is not in flight,
-        and DataError for a gradient of another shape or type: the batch is then still in flight.
+        or not pooled yet, and DataError for a gradient of another shape or type: one that is in flight stays so.
         """
         with self._lock:
             remembered = self._remembered.get(batch_id)
@@ -371,9 +371,8 @@ class Shard:
             for (_, table), of in zip(self._tables, bags, strict=True):
                 touched.append(table.find(of, step))
         except BaseException:
+            self._unreserve(batch_id)
             self._give_up(touched)
-            with self._lock:
-                self._remembered.pop(batch_id, None)
             raise
         return _Remembered(touched, size, self._line(columns), time.perf_counter() - began)
 
@@ -384,6 +383,11 @@ class Shard:
         for (_, table), touched in zip(self._tables, found.touched, strict=True):
             table.pool(touched, out, step)
         return replace(found, shape=out.shape, pushes=pushes, busy_s=found.busy_s + time.perf_counter() - began)
+
+    def _unreserve(self, batch_id: int) -> None:
+        """What was reserved for a call will not be remembered."""
+        with self._lock:
+            self._remembered.pop(batch_id, None)
 
     def _remember(self, batch_id: int, found: _Remembered) -> None:
         """What was reserved for a call is over; or given up, if `forget` came meanwhile."""

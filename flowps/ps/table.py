@@ -165,7 +165,7 @@ class Table:
         by half when it is full, which is a pause.
     status : gets the stages Find and Pool of every lookup, PushSum (gradients added up per row) and PushStep of every push.
 
-    Raises CapacityError when the memory cannot be had, and from `lookup` when the batches in flight need more rows than fit.
+    Raises CapacityError when the memory cannot be had, and from `find` when the batches in flight need more rows than fit.
     """
 
     def __init__(

@@ -13,9 +13,12 @@ import msgspec
 from flowps.status.figures import Moment, Setup, ShardFigures
 from flowps.status.window import ShardWindow, Window
 
-_FIND, _PUSH, _READ = "TrainerWaitForLookup", "TrainerWaitForPush", "TrainerWaitForLookup"
-FEED_WAITS = ("TrainerWaitForPermit", "TrainerWaitForRead", _FIND, _PUSH, _READ, "TrainerWaitForStage")
-"""Stages into which the feed queue splits TrainerWait, in the order a feed passes them; a lookup has two halves."""
+FEED_WAITS = (
+    *("TrainerWaitForPermit", "TrainerWaitForRead"),
+    *("TrainerWaitForLookup", "TrainerWaitForPush", "TrainerWaitForLookup"),
+    "TrainerWaitForStage",
+)
+"""Stages into which the feed queue splits TrainerWait, in the order a feed passes them: pushes are waited for inside a lookup."""
 
 WAITS = tuple(dict.fromkeys(FEED_WAITS))
 
@@ -81,7 +84,7 @@ def judge(before: Moment | None, now: Moment, setup: Setup) -> Verdict | None:
     said = f"trainer waited {waited:.0%} of the time"
     if worst == "TrainerWaitForPermit":
         return _by_permits(window, setup, said)
-    if worst == _PUSH:
+    if worst == "TrainerWaitForPush":
         return _by_pushes(window, setup, said, "let rows be read before that (trainer.max_staleness; compare the test AUC), ")
     if worst == "TrainerWaitForRead":
         return _by_hub(window, setup, said)
@@ -118,7 +121,7 @@ def _by_permits(window: Window, setup: Setup, said: str) -> Verdict:
         QUEUE,
         f"{said}, with all {setup.in_flight} batches that may be in flight on their way; pushing took {pushing:.0%} of the time",
         "raise trainer.in_flight" + (" (1 makes every step wait for the push before it)" if setup.in_flight == 1 else "")
-        + "; it makes embeddings staler: compare the test AUC",
+        + ("" if _is_bounded(window) else "; it makes embeddings staler: compare the test AUC"),
     )  # fmt: skip
 
 
@@ -191,9 +194,11 @@ def _by_lookup(window: Window, setup: Setup, said: str) -> Verdict:
             + ", or add PS workers (ps.num_shards)"
         )
     else:
+        ahead = "let rows be read before pushes are in (trainer.max_staleness)" if _is_bounded(window) else (
+            "look up further ahead (trainer.in_flight, trainer.feed_threads)"
+        )  # fmt: skip
         advice = (
-            "add shards (ps.num_shards) or threads (ps.threads), or look up further ahead (trainer.in_flight, "
-            "trainer.feed_threads), which makes embeddings staler: compare the test AUC"
+            f"add shards (ps.num_shards) or threads (ps.threads), or {ahead}, which makes embeddings staler: compare the test AUC"
         )
     return Verdict(
         LOOKUP, f"{said}, for lookups{window.figures('EmbeddingLookup')}; {busy}{heavy}", advice,
@@ -212,6 +217,11 @@ def _wire(window: Window, shard: ShardWindow, call: str, work: str, said: str, *
         "one process while it has room",
         shard.number,
     )
+
+
+def _is_bounded(window: Window) -> bool:
+    """Whether rows are read only when pushes are in (trainer.max_staleness)."""
+    return window.count("PushWait") > 0
 
 
 def _slowest(window: Window, call: str) -> ShardWindow | None:

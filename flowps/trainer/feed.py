@@ -4,11 +4,12 @@ A feed thread takes a permit, then a ticket together with the next batch, checks
 the feed where `get` finds it. A permit is returned by `release`, after the feed's push. So at most `permits` batches are in
 flight, the queue needs no other bound, and the staleness of a feed is at most `permits` - 1.
 
-Where it is to be less, a lookup is cut in two: its rows are found at once, and read when no more than `max_staleness` pushes of
-earlier batches are missing.
+Where it is to be less, a lookup is cut in two: its rows are found at once, in ticket order, and read when no more than
+`max_staleness` pushes of earlier batches are missing. A thread that waits for those finds nothing meanwhile: no more batches are
+ahead than there are threads.
 
 Why no deadlock: the permit is taken before the ticket, so the holder of the lowest undelivered ticket always has its permit and
-never waits for the holder of a higher one; and it waits for pushes of lower ones only, whose feeds are delivered.
+never waits for the holder of a higher one; pushes that it waits for are those of lower ones, whose feeds are delivered.
 
 For a cut nothing may be in flight: `hold_from` keeps batches from being looked up, from a ticket on, until it is called again. One
 that was read meanwhile is set aside for the next thread that takes a ticket.
@@ -85,9 +86,10 @@ class FeedQueue:
     threads : feed threads, started at once.
     first_ticket : ticket of the first batch.
     stop : set by anyone to end the run: `get` then raises StoppedError instead of waiting.
-    status : gets the stages PermitWait, ReadSample, CheckBatch, EmbeddingLookup (without PushWait, between its halves), CheckFeed,
-        StageFeed, FeedQueueWait, FirstFeedWait (until the first feed) and TrainerWait (for every later one), the latter also split
-        by what the awaited feed was doing (`verdict.FEED_WAITS`), and the counter `feed_queue_empty`.
+    status : gets the stages PermitWait, ReadSample, CheckBatch, EmbeddingLookup (where it has halves also EmbeddingFind and
+        EmbeddingRead, and between them, not counted, PushWait), CheckFeed, StageFeed, FeedQueueWait, FirstFeedWait (until the
+        first feed) and TrainerWait (for every later one), the latter also split by what the awaited feed was doing
+        (`verdict.FEED_WAITS`), and the counter `feed_queue_empty`.
     stage : (batch, embeddings) → what a step takes, already where it runs; called by several threads at once, ahead of the step.
     starving : whether a `get` that waits holds training up, and is counted and timed as such.
     held_from : as if `hold_from` had been called with it before the first batch.
@@ -108,7 +110,7 @@ class FeedQueue:
         self._permits = permits
         self._max_staleness = None if max_staleness >= permits - 1 else max_staleness  # None: permits are all that is waited for
         self._find = find or (lambda ticket, batch: partial(lookup, ticket, batch))
-        self._first, self._released = first_ticket, 0
+        self._first, self._released, self._next_find = first_ticket, 0, first_ticket
         self._next_ticket = self._deliver = first_ticket
         self.samples = 0
         """Samples read for all batches that have a ticket, and at the end of the data of all batches."""
@@ -208,8 +210,11 @@ class FeedQueue:
             return
         self._status.span("TrainerWait", start, now, feed.ticket)
         if feed.times[-1] > start:
+            waited = dict.fromkeys(FEED_WAITS, 0.0)  # a lookup has two halves
             for stage, (began, ended) in zip(FEED_WAITS, pairwise(feed.times), strict=True):
-                self._status.observe(stage, max(0.0, min(ended, now) - max(began, start)))
+                waited[stage] += max(0.0, min(ended, now) - max(began, start))
+            for stage, seconds in waited.items():
+                self._status.observe(stage, seconds)
 
     def _run(self) -> None:
         try:
@@ -238,15 +243,18 @@ class FeedQueue:
             with self._status.timed("EmbeddingLookup", ticket):
                 embeddings = self._lookup(ticket, batch)
             return embeddings, (time.perf_counter(),) * 3
+        if not self._wait_until(lambda: self._next_find == ticket):
+            return None
         began = time.perf_counter()
         read = self._find(ticket, batch)
         found = time.perf_counter()
         self._status.span("EmbeddingFind", began, found, ticket)
-        pushed = ticket - self._first - self._max_staleness
         with self._changed:
-            self._changed.wait_for(lambda: self._released >= pushed or self._closed or self._error is not None)
-            if self._released < pushed:
-                return None
+            self._next_find += 1
+            self._changed.notify_all()
+        pushed = ticket - self._first - self._max_staleness
+        if not self._wait_until(lambda: self._released >= pushed):
+            return None
         fresh = time.perf_counter()
         self._status.span("PushWait", found, fresh, ticket)
         embeddings = read()
@@ -254,6 +262,12 @@ class FeedQueue:
         self._status.span("EmbeddingRead", fresh, ended, ticket)
         self._status.observe("EmbeddingLookup", found - began + ended - fresh)
         return embeddings, (found, fresh, ended)
+
+    def _wait_until(self, is_so: Callable[[], bool]) -> bool:
+        """Whether it has become so before the queue was over."""
+        with self._changed:
+            self._changed.wait_for(lambda: is_so() or self._closed or self._error is not None)
+            return is_so()
 
     def _decided(self) -> bool:
         """Whether `get` has something to answer."""

@@ -18,7 +18,9 @@ def prepare_tensorflow(config: Config) -> None:
         # One process, one pool: a second run in the same process keeps the first one's threads.
         with suppress(RuntimeError):
             tf.config.threading.set_intra_op_parallelism_threads(config.trainer.tensorflow_threads)
-    if min(config.trainer.in_flight - 1, config.trainer.max_staleness) == 0 and not config.trainer.jit_compile:
+    knobs = config.trainer
+    is_exact = knobs.in_flight == 1 or (knobs.max_staleness == 0 and knobs.count == 1)
+    if is_exact and not knobs.jit_compile:
         tf.config.experimental.enable_op_determinism()
 
 

@@ -665,3 +665,12 @@ def test_each_shards_calls_are_timed() -> None:
         counts = {name: summary.count for name, summary in status.summaries().items()}
         timed = {f"{call}Shard{k}": 3 for call in ("Lookup", "Push") for k in range(2)}  # of two slots on shards of their own
         assert counts == (timed if num_shards > 1 else {})
+    # A lookup in two halves is one call, of both.
+    status = RunStatus()
+    with serving(TWO, 2, status=status) as (client, shards):
+        for n in range(3):
+            client.push(n, client.find(n, ONE_SAMPLE)())
+        summaries = status.summaries()
+        assert {name: summary.count for name, summary in summaries.items()} == timed
+        for k, shard in enumerate(shards):
+            assert summaries[f"LookupShard{k}"].total_us >= shard.status.summaries()["Lookup"].total_us

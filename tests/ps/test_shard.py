@@ -562,6 +562,8 @@ def test_a_lookup_in_halves_is_one_lookup() -> None:
     }  # fmt: skip
     assert found["Find"].total_us + found["Pool"].total_us < found["Lookup"].total_us
     assert found["Lookup"].total_us / 1e6 <= caller.shard.work().busy_s
+    slept_us = 3 * 50_000
+    assert found["Lookup"].total_us < found["Find"].total_us + found["Pool"].total_us + slept_us
 
 
 def test_an_evaluation_is_no_traffic() -> None:

@@ -138,6 +138,13 @@ def test_pushes_that_take_all_of_their_thread() -> None:
     assert "pushing took 90% (P50 27.6 ms, P99 262.0 ms), of its time 25% adding gradients up" in verdict.evidence
 
 
+def test_lookups_that_are_bounded_in_staleness_are_told_of_it() -> None:
+    found = waiting("TrainerWaitForLookup", EmbeddingLookup=6.0)
+    assert "look up further ahead" in judged(found, ALONE, shard(0, Lookup=5.0)).advice
+    advice = judged({**found, **stages(PushWait=1.0)}, ALONE, shard(0, Lookup=5.0)).advice
+    assert "or let rows be read before pushes are in (trainer.max_staleness), which makes embeddings staler" in advice
+
+
 def test_rows_that_are_read_only_after_a_push() -> None:
     verdict = judged(waiting("TrainerWaitForPush", PushGrad=3.0), ALONE, shard(0, Push=2.9, PushSum=2.0, PushStep=0.5))
     assert verdict.bound_by == PUSH

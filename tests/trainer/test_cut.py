@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import keras
+import msgspec
 import pytest
 
 from flowps.batch import Batch
@@ -171,9 +172,12 @@ def test_going_on_from_a_cut_is_as_if_there_had_been_none(
         assert (found.finished.steps, found.finished.examples) == (33, 33 * SIZE)
 
 
-@pytest.mark.parametrize("in_flight", [1, 3])
-def test_a_stop_is_a_cut_and_nothing_that_was_looked_up_is_lost(epochs: list[list[Batch]], in_flight: int) -> None:
+@pytest.mark.parametrize(("in_flight", "max_staleness"), [(1, 1023), (3, 1023), (3, 0)])
+def test_a_stop_is_a_cut_and_nothing_that_was_looked_up_is_lost(
+    epochs: list[list[Batch]], in_flight: int, max_staleness: int
+) -> None:
     config = config_of(in_flight, every_steps=1000)
+    config = msgspec.structs.replace(config, trainer=msgspec.structs.replace(config.trainer, max_staleness=max_staleness))
     world, trained = Saved(epochs).run(config)
     first, cuts = World([]), list[Cut]()
 
@@ -190,7 +194,7 @@ def test_a_stop_is_a_cut_and_nothing_that_was_looked_up_is_lost(epochs: list[lis
     assert cut.read == cut.examples == cut.step * SIZE
     assert 15 <= cut.step <= 15 + in_flight
     assert cut.state is not None
-    if in_flight == 1:
+    if in_flight == 1 or max_staleness == 0:
         again, found = Saved(epochs).run(config, resume=cut.state, rows=first.rows, skip=cut.samples // SIZE)
         assert again.rows.tobytes() == world.rows.tobytes()
         for weight, wanted in zip(found.model.get_weights(), trained.model.get_weights(), strict=True):

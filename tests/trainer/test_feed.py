@@ -343,8 +343,24 @@ def test_who_waits_for_a_push_goes_when_it_has_failed():
     with closing(make_queue(numbered(9), permits=2, threads=2, max_staleness=0)) as feeds:
         assert feeds.get() is not None
         feeds.fail(DataError("a push has failed"))
+        for thread in feeds._threads:
+            thread.join(WAIT_S)
+        assert not flowps_threads()
         with pytest.raises(DataError, match="a push has failed"):
             feeds.get()
+
+
+@pytest.mark.usefixtures("hurried_switching")
+def test_rows_are_found_in_ticket_order_by_any_number_of_threads():
+    found: list[int] = []
+
+    def find(ticket: int, batch: Batch) -> Callable[[], Float32]:
+        found.append(ticket)
+        return lambda: embeddings_of(ticket, batch)
+
+    with closing(make_queue(numbered(400), unexpected, find=find, permits=8, threads=8, max_staleness=5)) as feeds:
+        drain(feeds)
+    assert found == list(range(400))
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -725,6 +741,7 @@ def test_so_it_is_where_lookups_have_halves(where: str, bound: str, clock: Simpl
         releaser.join(WAIT_S)
     found = status.summaries()
     assert found["TrainerWait"].total_us == pytest.approx(7e6)
+    assert [found[wait].count for wait in WAITS] == [1] * len(WAITS), "one wait, however many parts of it are alike"
     assert {wait: found[wait].total_us for wait in WAITS} == {wait: pytest.approx(7e6 if wait == bound else 0.0) for wait in WAITS}
 
 

@@ -112,6 +112,11 @@ class World:
                 self.in_flight[ticket] = batch
             return self.pooled(batch)
 
+    def find(self, ticket: int, batch: Batch) -> Callable[[], Float32]:
+        with self.lock:
+            self.in_flight[ticket] = batch
+        return lambda: self.lookup(ticket, batch, True)
+
     def push(self, ticket: int, gradient: Float32, rate_scale: float) -> None:
         with self.lock:
             batch = self.in_flight.pop(ticket)
@@ -124,7 +129,7 @@ class World:
 
     def run(self, config: Config, spec: ModelSpec = SPEC, **changes: Any) -> Trained:
         """Train in this world; `changes` replace what the trainer is given."""
-        parts = {name: getattr(self, name) for name in ("train", "lookup", "push", "emit", "status", "stop")}
+        parts = {name: getattr(self, name) for name in ("train", "lookup", "find", "push", "emit", "status", "stop")}
         parts["test"] = self.test if self.test_batches is not None else None
         return Trainer(spec, config, Surroundings(**{**parts, **changes})).run()
 
@@ -209,8 +214,7 @@ def test_without_staleness_a_run_is_to_the_bit_the_one_with_one_batch_in_flight(
 
         config = make_config(epochs=2)
         knobs = msgspec.structs.replace(config.trainer, in_flight=in_flight, max_staleness=max_staleness)
-        changes = {"find": find} if has_halves else {}
-        return world, world.run(msgspec.structs.replace(config, trainer=knobs), **changes), found
+        return world, world.run(msgspec.structs.replace(config, trainer=knobs), find=find if has_halves else None), found
 
     (ours, model, found), (theirs, expected, whole) = run(4, 0), run(1, 0)
     assert [ticket for ticket, _ in ours.pushes] == [ticket for ticket, _ in theirs.pushes] == list(range(24))

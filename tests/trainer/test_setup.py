@@ -7,7 +7,29 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from flowps.trainer.setup import multiplies_bfloat16
+from flowps.config import Config, Trainer
+from flowps.trainer.setup import multiplies_bfloat16, prepare_tensorflow
+
+
+@pytest.mark.parametrize(
+    ("knobs", "expected"),
+    [
+        ({"in_flight": 1}, True),
+        ({"in_flight": 1, "count": 2}, True),
+        ({"in_flight": 1, "jit_compile": True}, False),
+        ({"in_flight": 2}, False),
+        ({"in_flight": 4, "max_staleness": 0}, True),
+        ({"in_flight": 4, "max_staleness": 1}, False),
+        ({"in_flight": 4, "max_staleness": 0, "count": 2}, False),  # the others' pushes come when they come
+    ],
+)
+def test_operations_are_deterministic_where_a_run_can_be(
+    knobs: dict[str, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))
+    prepare_tensorflow(Config(trainer=Trainer(**knobs)))
+    assert asked == [True] * expected
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,15 @@ _HOT = 0.9  # of the time of a shard
 
 _GROUPS = {
     "hub": ("DecodePartition", "HubTransfer", "HubWait"),
-    "feed": ("PermitWait", "ReadSample", "CheckBatch", "EmbeddingLookup", "PushWait", "CheckFeed", "StageFeed", "FeedQueueWait"),
+    "feed": (
+        *("PermitWait", "ReadSample", "CheckBatch", "EmbeddingLookup", "EmbeddingFind", "PushWait", "EmbeddingRead", "CheckFeed"),
+        *("StageFeed", "FeedQueueWait"),
+    ),
     "trainer": ("TrainerWait", "TrainStep", "CheckpointPause", "PredictStep"),
     "push": ("PushGrad",),
 }
 """Stages in the order in which a sample passes them, by who does so; any other comes last."""
-_WAITS = ("HubWait", "PermitWait", "FeedQueueWait", "TrainerWait", "CheckpointPause")
+_WAITS = ("HubWait", "PermitWait", "PushWait", "FeedQueueWait", "TrainerWait", "CheckpointPause")
 """Those in which nothing is done."""
 _PARTS = {"EmbeddingLookup": "LookupShard", "PushGrad": "PushShard"}
 """Stages that are calls of each shard."""
@@ -31,7 +34,7 @@ _SHOWN_PARTS = 4
 _HIDDEN = ("FirstFeedWait", "TrainerWaitFor", *_PARTS.values())  # once only; in the budget; beside their whole
 _COLORS = {
     "steps": "#2f7d4f", "waits for a permit": "#e0a030", "waits for data": "#d9534f", "waits for lookups": "#b5548c",
-    "waits for staging": "#7b6bb5", "checkpoints": "#5b8fc7",
+    "waits for pushes": "#4aa3a3", "waits for staging": "#7b6bb5", "checkpoints": "#5b8fc7",
 }  # fmt: skip
 _PHASES = {"starting": "amber", "warming up": "amber", "training": "green", "evaluating": "blue", "saving": "blue", "failed": "red"}
 _NOTES = 12
