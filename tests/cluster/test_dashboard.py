@@ -560,34 +560,6 @@ def test_a_run_on_a_scheduler_that_refuses_says_so_and_goes_on(samples: Path, tm
     assert "no page of this run on the scheduler's dashboard: it serves no dashboard\n" in said
 
 
-class WithDashboard(DaskCluster):
-    """Its scheduler serves one."""
-
-    def _start(self, role: str, *options: object, netns: str) -> Command:
-        kept = [option for option in options if role != "scheduler" or option != "--no-dashboard"]
-        return super()._start(role, *kept, netns=netns)
-
-
-def test_a_cluster_shows_its_last_run_until_the_next_one_begins(samples: Path, tmp_path: Path) -> None:
-    with closing(WithDashboard(tmp_path)) as dask:
-        joined(dask.add("all", "HUB=2 PS=1 TRAINER=1"))
-        for name in ("first", "second"):
-            with closing(train_command(samples, tmp_path / name, "--cluster.scheduler", dask.address)) as command:
-                base = command.wait_for(r"^dashboard: (http://\S+:\d+)/status$")[1]
-                url = command.wait_for(r"^this run: (http://\S+:\d+/flowps)$")[1]
-                command.succeed()
-        assert url == f"{base}/flowps"
-        assert 'href="flowps"' in get(url)
-        with distributed.Client(dask.address) as client:
-            runs = client.run_on_scheduler(
-                lambda dask_scheduler: [
-                    (run.glance.name, run.glance.phase, run.glance.step, run.glance.account)
-                    for run in dask_scheduler.extensions["flowps"].choices()
-                ]
-            )
-        assert runs == [("second", "trained", 19, "600 read = 600 trained + 0 dropped + 0 replayed")]
-
-
 def test_a_run_without_a_dashboard_imports_no_page(samples: Path, tmp_path: Path) -> None:
     """Dask's worker imports Bokeh of its own accord once it starts; nothing of flowps does."""
     run = ["--data.train", str(samples / "train.parquet"), "--run_dir", str(tmp_path / "run"), "--cluster.dashboard", ""]

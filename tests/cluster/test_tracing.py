@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from flowps.cluster import tracing
-from tests.checkpoint.conftest import disk_of
 from tests.cluster.conftest import Command, train_command
 
 BATCHES = 6  # of those that are traced, from TRACED on
@@ -74,17 +73,6 @@ def test_a_file_that_cannot_be_written_is_refused_before_training(samples: Path,
         said = command.refuse()
     assert said.endswith("out.json cannot be written: File exists; give another file")
     assert "step 5," not in command.said
-
-
-def test_a_disk_that_is_full_in_the_end_costs_only_the_trace(samples: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    with disk_of("16k", folder):
-        knobs = ("--trace", folder / "out.json", "--cluster.dashboard", "")
-        with closing(train_command(samples, tmp_path / "run", *knobs)) as command:
-            said = command.succeed()
-    assert f"trace: {folder / 'out.json'} cannot be written: No space left on device" in said
-    assert (tmp_path / "run" / "summary.json").exists()
 
 
 @pytest.mark.parametrize(("behind_s", "found_s"), [(0.0, 0.0), (0.004, 0.0), (7.0, 7.0), (-7.0, -7.0)])
