@@ -14,10 +14,9 @@ from flowps.status.figures import Moment, Setup, ShardFigures
 from flowps.status.window import ShardWindow, Window
 
 FEED_WAITS = (
-    *("TrainerWaitForPermit", "TrainerWaitForRead"),
-    *("TrainerWaitForLookup", "TrainerWaitForPush", "TrainerWaitForLookup"),
+    "TrainerWaitForPermit", "TrainerWaitForRead", "TrainerWaitForLookup", "TrainerWaitForPush", "TrainerWaitForLookup",
     "TrainerWaitForStage",
-)
+)  # fmt: skip
 """Stages into which the feed queue splits TrainerWait, in the order a feed passes them: pushes are waited for inside a lookup."""
 
 WAITS = tuple(dict.fromkeys(FEED_WAITS))

@@ -36,11 +36,11 @@ from flowps.batch import Batch, Float32
 from flowps.errors import DataError, StoppedError
 from flowps.status.run_status import RunStatus
 from flowps.status.verdict import FEED_WAITS
-from flowps.trainer.surroundings import Find
 
 _STOP_POLL_S = 0.25  # the stop flag may be set from a signal handler or another process, which cannot notify
 
 Lookup = Callable[[int, Batch], Float32]
+Find = Callable[[int, Batch], Callable[[], Float32]]
 Stage = Callable[[Batch, Float32], Any]
 
 

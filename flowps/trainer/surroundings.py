@@ -14,10 +14,9 @@ from flowps.batch import Batch, Float32
 from flowps.errors import StoppedError
 from flowps.status.event import Emit
 from flowps.status.run_status import RunStatus
+from flowps.trainer.feed import Find
 from flowps.trainer.group import Group
 from flowps.trainer.state import Arrays, Cut, State
-
-Find = Callable[[int, Batch], Callable[[], Float32]]
 
 if TYPE_CHECKING:
     from flowps.trainer.models import ModelSpec
