@@ -95,9 +95,9 @@ class TrainerTask:
 
 def reserve_port() -> int:
     """Runs on a trainer's worker: a port for its group."""
-    from flowps.trainer.group import free_port
+    from flowps.trainer.group import hold_port
 
-    return free_port()
+    return hold_port()
 
 
 def train(task: TrainerTask, plan: Plan) -> Trained:

@@ -34,13 +34,26 @@ _NO_PROXY = "no_grpc_proxy"
 _GROUP = 1
 _STOPPED = "the run was stopped because of another role's error"
 _has_joined = False  # whether this process has been in a group: TensorFlow keeps what it was told then
+_held: dict[int, socket.socket] = {}  # ports of this process on which no group listens yet
 
 
-def free_port() -> int:
-    """A port that nobody listens on now. TensorFlow does not tell which one it has chosen itself."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+def hold_port() -> int:
+    """A port that is this process's until its group listens there. TensorFlow does not tell which one it has chosen itself.
+
+    A socket that is bound and does not listen holds it: the kernel gives the port to no connection and to nobody who asks for any
+    free one, and still lets TensorFlow listen, which sets SO_REUSEADDR as this does.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("", 0))
+    port = int(holder.getsockname()[1])
+    _held[port] = holder
+    return port
+
+
+def _let_go(port: int) -> None:
+    if port in _held:
+        _held.pop(port).close()
 
 
 class Group:
@@ -89,6 +102,7 @@ class Group:
             ) from None
         finally:
             absl.setLevel(level)
+            _let_go(int(self._addresses[self.number].rpartition(":")[2]))
 
     def sum(self, values: Any, key: int) -> Any:
         """In a graph: the sum of all trainers' `values`, a flat tensor; the same bits for each. `key`: one per place in code."""

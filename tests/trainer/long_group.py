@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowps.errors import ClusterError, StoppedError
-from flowps.trainer.group import Group, free_port
+from flowps.trainer.group import Group, hold_port
 from tests.trainer import members as members_module
 from tests.trainer.members import HOST, LONG_S, SOON_S, Member, Members, abort, error_of, peers_of
 
@@ -57,7 +57,7 @@ def add_with_proxy(peers: tuple[str, ...], number: int, timeout_s: float) -> lis
     """Add where a proxy is set that nobody answers at."""
     names = ("http_proxy", "https_proxy", "grpc_proxy")
     before = {name: os.environ.get(name) for name in (*names, "no_grpc_proxy")}
-    os.environ.update(dict.fromkeys(names, f"http://{HOST}:{free_port()}"))
+    os.environ.update(dict.fromkeys(names, f"http://{HOST}:{hold_port()}"))
     try:
         return add(peers, number, [number + 1.0], timeout_s=timeout_s)
     finally:
@@ -178,8 +178,3 @@ def test_an_abort_frees_who_waits(pair: list[Member]) -> None:
 def test_an_abort_that_comes_before_the_others_are_met_is_not_lost(pair: list[Member]) -> None:
     error = error_of(pair[0], pair[0].start(add_after_abort, peers_of(2), 0), SOON_S / 2)
     assert isinstance(error, StoppedError)
-
-
-def test_a_free_port_can_be_had() -> None:
-    with socket.create_server(("", free_port())) as taken:
-        assert taken.getsockname()[1] > 0

@@ -35,7 +35,7 @@ from flowps.ps.wire.security import Security
 from flowps.ps.wire.service import Served, ShardServer
 from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics
 from flowps.status.run_status import RunStatus
-from flowps.trainer.group import Group, free_port
+from flowps.trainer.group import Group, hold_port
 from flowps.trainer.loop import Trained, Trainer
 from flowps.trainer.models import ModelSpec
 from flowps.trainer.surroundings import Surroundings
@@ -503,7 +503,7 @@ class Members:
 
 def peers_of(count: int, host: str = HOST) -> tuple[str, ...]:
     """Where so many trainers may meet."""
-    return tuple(f"{host}:{free_port()}" for _ in range(count))
+    return tuple(f"{host}:{hold_port()}" for _ in range(count))
 
 
 def tasks(
