@@ -1,7 +1,7 @@
 # make train   a fresh machine: creates .venv, installs, generates data with a known answer, trains on it
 # make test    lint, types, import contract, tests; what CI runs
 # make test-deep   the property and stress tests of the embedding tables, forty times as long
-# make test-long   several trainers and how they end, retraining killed at every step, benchmarks that train: minutes, and so not part of `make test`
+# make test-long   what takes minutes, and so is no part of `make test`: clusters of many processes, retraining killed at every step, benchmarks
 # make faults  a run whose processes hang, or are killed at random moments, a hundred times: an hour or so
 # make proto   regenerates flowps/ps/wire/flowps_pb2.py from flowps.proto, and that of flowps/serving/wire
 # make docs    builds the documentation in site/, and fails where a link or a reference leads nowhere
@@ -13,6 +13,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/quickstart
+FAULTS := tests/faults/long_faults.py tests/faults/long_hangs.py
+LONG := $(filter-out $(FAULTS), $(sort $(wildcard tests/*/long_*.py)))
 
 .PHONY: train test test-deep test-long faults lint proto proto-serving bench quality retrain-demo docs clean
 
@@ -27,10 +29,11 @@ test-deep: $(VENV)/installed-test
 	FLOWPS_DEEP=40 $(BIN)/python -m pytest --timeout 3600 tests/ps/test_table.py tests/ps/test_threads.py
 
 test-long: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests/trainer/long_group.py tests/trainer/long_group_step.py tests/cluster/long_trainers.py tests/cluster/long_losses.py tests/cluster/long_processes.py tests/cluster/long_scoring.py tests/cluster/long_scoring_alike.py tests/cluster/long_verdicts.py tests/workflows/long_*.py tests/bench/long_end_to_end.py tests/faults/long_killed.py
+	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest $(LONG)
 
 faults: $(VENV)/installed-test
-	$(BIN)/python -m pytest --timeout 7200 -s tests/faults/long_faults.py tests/faults/long_hangs.py
+	$(BIN)/python -m pytest --timeout 7200 -s $(FAULTS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -457,6 +457,7 @@ def test_arguments_that_are_wrong(folder: Path, tmp_path: Path, capsys: pytest.C
     assert "`_SUCCESS` comes last" in said
 
 
+@pytest.mark.long
 def test_both_commands_as_commands(folder: Path, tmp_path: Path) -> None:
     """Their output, exit status and files, from another working directory."""
     shutil.copytree(folder / "run", tmp_path / "run")

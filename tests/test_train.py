@@ -589,6 +589,7 @@ class TestInterrupt:
         child.close()
         assert child.exitstatus == 130
 
+    @pytest.mark.long
     def test_a_signal_that_comes_twice_at_once_is_one(self, tmp_path, train_file):
         """`timeout -s INT` and some schedulers signal a process and then its group."""
         child = self.spawn(tmp_path, train_file)
@@ -613,6 +614,7 @@ class TestInterrupt:
         assert said in found.stderr
         assert "Traceback" not in found.stderr
 
+    @pytest.mark.long
     def test_a_terminal_that_cannot_show_a_name_shows_it_escaped(self, tmp_path):
         file = write(tmp_path / "odd.parquet", {"label": [0, 1], "城市": [1, 2]})
         found = subprocess.run(
@@ -622,6 +624,7 @@ class TestInterrupt:
         assert found.returncode == 0, found.stderr
         assert "\\u57ce\\u5e02" in found.stdout
 
+    @pytest.mark.long
     def test_the_dashboard_answers_at_the_address_that_is_printed(self, tmp_path, train_file):
         child = self.spawn(tmp_path, train_file, "--cluster.dashboard", "127.0.0.1:0")
         child.expect(r"dashboard: (http://127\.0\.0\.1:\d+/status)")
@@ -633,6 +636,7 @@ class TestInterrupt:
         child.close()
         assert child.exitstatus == 130
 
+    @pytest.mark.long
     def test_a_second_ctrl_c_stops_at_once(self, tmp_path, train_file, monkeypatch):
         """The first step never ends, so the first Ctrl-C alone would stop nothing."""
         (tmp_path / "stuck_model.py").write_text(

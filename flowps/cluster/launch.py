@@ -145,14 +145,14 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _embedded(config: Config, dashboard: str) -> distributed.LocalCluster:
-    return distributed.LocalCluster(
-        n_workers=1, threads_per_worker=hub_threads(config), processes=False, memory_limit=0,
-        # Loopback, also where there is no page to serve: Dask opens these ports in any case.
-        dashboard_address=dashboard,
-        worker_dashboard_address=f"{_LOOPBACK}:0",
-        scheduler_kwargs={"dashboard": bool(config.cluster.dashboard)},
-    )  # fmt: skip
+def _embedded(config: Config, dashboard: str) -> distributed.SpecCluster:
+    """A scheduler and a worker in this process. Without a page to serve, they do not load what Dask draws its own with."""
+    common = {"protocol": "inproc://", "dashboard": bool(config.cluster.dashboard)}
+    # Loopback, also where there is no page to serve: Dask opens these ports in any case.
+    at_worker = {"nthreads": hub_threads(config), "memory_limit": 0, "dashboard_address": f"{_LOOPBACK}:0"}
+    worker = {"cls": distributed.Worker, "options": common | at_worker}
+    scheduler = {"cls": distributed.Scheduler, "options": common | {"dashboard_address": dashboard}}
+    return distributed.SpecCluster(workers={0: worker}, scheduler=scheduler, silence_logs=logging.WARNING)
 
 
 def _processes(config: Config, dashboard: str) -> distributed.SpecCluster:

@@ -75,6 +75,7 @@ def test_callers_at_once_lose_nothing(contender: contenders.Contender, hurried_s
     np.testing.assert_array_equal(read(contender, bench_map.every(ROWS)), np.repeat(-contenders.RATE * times[:, None], DIM, axis=1))
 
 
+@pytest.mark.long
 def test_the_command(tmp_path: Path) -> None:
     to = tmp_path / "map.json"
     arguments = ["--rows", str(ROWS), "--seconds", "0.01", "--threads", "1", "2", "--batches", "64", "500", "--json", str(to)]

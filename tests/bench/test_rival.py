@@ -272,6 +272,7 @@ def test_bfloat16_is_for_the_hidden_layers(name: str, batch: tuple[Shape, Sample
     assert logits[1] == pytest.approx(logits[0], abs=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RIVALS)
 def test_the_command_learns(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a user starts it; lists of numbers, and so few values that the buckets are enough."""

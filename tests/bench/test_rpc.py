@@ -78,6 +78,7 @@ def test_figures_are_consistent() -> None:
     assert found["ratio_without_shard"] == pytest.approx(2)
 
 
+@pytest.mark.long
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Two pairs of processes, all contenders, every call answered."""
     to = tmp_path / "rpc.json"

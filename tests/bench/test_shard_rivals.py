@@ -108,6 +108,7 @@ def test_rivals_begin_with_the_rows_of_the_shard() -> None:
     bench.team.close()
 
 
+@pytest.mark.long
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its result has all contenders, and makes a table of its own, not a line of the shard's."""
     to = tmp_path / "shard-rivals-1-criteo.json"

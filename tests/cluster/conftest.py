@@ -255,9 +255,14 @@ def train_command(
     samples: Path, run_dir: Path, *knobs: object, netns: str = "", environment: Mapping[str, object] | None = None
 ) -> Command:
     """`python -m flowps.train` on `samples`, started."""
-    files = ("--data.train", samples / "train.parquet", "--data.test", samples / "test.parquet")
-    words = (*PYTHON, "flowps.train", *files, *KNOBS, "--run_dir", run_dir, *knobs)
+    words = (*PYTHON, "flowps.train", *train_words(samples, run_dir, *knobs))
     return Command(*words, cwd=run_dir.parent, netns=netns, environment=environment)
+
+
+def train_words(samples: Path, run_dir: Path, *knobs: object) -> tuple[object, ...]:
+    """Of the command line, after `flowps.train`."""
+    files = ("--data.train", samples / "train.parquet", "--data.test", samples / "test.parquet")
+    return (*files, *KNOBS, "--run_dir", run_dir, *knobs)
 
 
 @pytest.fixture(scope="session")

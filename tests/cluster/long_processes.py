@@ -25,7 +25,7 @@ from tests.cluster.conftest import Command, DaskCluster, joined, train_command
 from tests.cluster.test_dashboard import get
 from tests.cluster.test_processes import Start, start
 from tests.cluster.test_scheduler import EXAMPLES
-from tests.cluster.test_tracing import check_every_batch
+from tests.cluster.test_tracing import check_every_batch, finished, tracing_to
 
 __all__ = ["start"]  # a fixture
 
@@ -58,7 +58,10 @@ def test_ctrl_c_while_the_processes_start_is_no_error_of_theirs(start: Start, tm
 
 
 def test_every_batch_passes_every_process_in_order(samples: Path, tmp_path: Path) -> None:
-    check_every_batch("processes", samples, tmp_path)
+    path = tmp_path / "traces" / "out.json"
+    with closing(train_command(samples, tmp_path / "run", *tracing_to(path), "--cluster.mode", "processes")) as command:
+        finished(command, path)
+    check_every_batch("processes", path)
 
 
 def test_a_disk_that_is_full_in_the_end_costs_only_the_trace(samples: Path, tmp_path: Path) -> None:

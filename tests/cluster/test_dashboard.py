@@ -552,6 +552,7 @@ def test_a_scheduler_whose_machine_has_no_flowps_refuses(tmp_path: Path) -> None
     assert "Traceback" not in scheduler.said
 
 
+@pytest.mark.long
 def test_a_run_on_a_scheduler_that_refuses_says_so_and_goes_on(samples: Path, tmp_path: Path) -> None:
     with closing(DaskCluster(tmp_path)) as dask:  # without a dashboard
         joined(dask.add("all", "HUB=2 PS=1 TRAINER=1"))
@@ -560,12 +561,13 @@ def test_a_run_on_a_scheduler_that_refuses_says_so_and_goes_on(samples: Path, tm
     assert "no page of this run on the scheduler's dashboard: it serves no dashboard\n" in said
 
 
+@pytest.mark.long
 def test_a_run_without_a_dashboard_imports_no_page(samples: Path, tmp_path: Path) -> None:
-    """Dask's worker imports Bokeh of its own accord once it starts; nothing of flowps does."""
+    """Nor does Dask's worker import Bokeh, which takes it a second."""
     run = ["--data.train", str(samples / "train.parquet"), "--run_dir", str(tmp_path / "run"), "--cluster.dashboard", ""]
     words = (
-        "import sys; from flowps.train import main; first = 'bokeh' in sys.modules; "
-        f"main({run!r}); print('imported:', first, 'flowps.cluster.dashboard.page' in sys.modules)"
+        "import sys; from flowps.train import main; "
+        f"main({run!r}); print('imported:', 'bokeh' in sys.modules, 'flowps.cluster.dashboard.page' in sys.modules)"
     )
     with closing(Command(sys.executable, "-c", words, cwd=tmp_path)) as command:
         said = command.succeed()

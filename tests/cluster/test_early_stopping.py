@@ -309,7 +309,7 @@ def test_with_fewer_negatives_a_run_goes_on_in_the_middle_of_an_epoch_to_the_bit
     assert_same_rows(again, fewer)
 
 
-@pytest.mark.parametrize("in_flight", [1, 3])
+@pytest.mark.parametrize("in_flight", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_steps_without_a_sample_left_are_passed_over_and_accounted_for(
     run: Run, rare: tuple[tuple[str, object], ...], in_flight: int
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.cluster.conftest import Command, DaskCluster, assert_same, joined, train_command
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.long]
 INTERFACE = "veth0"
 
 

@@ -55,6 +55,7 @@ def has_tensorflow(process: psutil.Process) -> bool:
     return any("tensorflow" in mapped.path for mapped in process.memory_maps())
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_after_the_step_and_leaves_nothing_but_what_was_trained(start: Start, embedded: Path, tmp_path: Path) -> None:
     """On the way: one shard's losses are those of one process, and only the trainer has loaded TensorFlow."""
     command = start(tmp_path / "run", "--epochs", 1_000_000)

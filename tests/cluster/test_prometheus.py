@@ -223,6 +223,7 @@ class TestValues:
         assert [target["labels"] for target in scraped.targets] == [{"worker": "scheduler"}]
 
 
+@pytest.mark.long
 def test_every_process_serves_its_own(tmp_path):
     scraped = scrape_run(tmp_path, ("cluster.mode", "processes"))
     assert set(scraped.pages) == {"scheduler", "hub", "ps-0", "ps-1", "trainer-0"}

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from flowps.cluster import tracing
-from tests.cluster.conftest import Command, train_command
+from flowps.train import main
+from tests.cluster.conftest import Command, train_command, train_words
 
 BATCHES = 6  # of those that are traced, from TRACED on
 FIRST = 5
@@ -31,18 +32,25 @@ def finished(command: Command, path: Path) -> None:
     assert f" spans in {path}, for https://ui.perfetto.dev" in said
 
 
-def test_every_batch_passes_every_stage_in_order(samples: Path, tmp_path: Path) -> None:
+def test_every_batch_passes_every_stage_in_order(
+    samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
     """In one process; `long_processes` has several."""
-    check_every_batch("embedded", samples, tmp_path)
-
-
-def check_every_batch(mode: str, samples: Path, tmp_path: Path) -> None:
-    """Of a run in a mode, whose batches' ways are traced."""
     path = tmp_path / "traces" / "out.json"
-    knobs = ("--trace", path, "--status.trace_from", FIRST, "--status.trace_batches", BATCHES, "--cluster.dashboard", "")
-    shards = ("--cluster.mode", mode, "--ps.num_shards", 2)
-    with closing(train_command(samples, tmp_path / "run", *knobs, *shards)) as command:
-        finished(command, path)
+    words = train_words(samples, tmp_path / "run", *tracing_to(path), "--cluster.mode", "embedded")
+    assert main([str(word) for word in words]) == 0
+    assert f" spans in {path}, for https://ui.perfetto.dev" in " ".join(capsys.readouterr().out.split())
+    check_every_batch("embedded", path)
+
+
+def tracing_to(path: Path) -> tuple[object, ...]:
+    """Knobs of a run that traces batches to a file, with two shards."""
+    traced = ("--trace", path, "--status.trace_from", FIRST, "--status.trace_batches", BATCHES)
+    return (*traced, "--cluster.dashboard", "", "--ps.num_shards", 2)
+
+
+def check_every_batch(mode: str, path: Path) -> None:
+    """The trace, in a file, of a run in a mode."""
     spans, processes, threads = spans_of(path)
     assert set(processes.values()) == {"trainer-0", "shard-0", "shard-1", "hub"}
     for batch in range(FIRST, FIRST + BATCHES):

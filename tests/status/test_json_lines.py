@@ -233,6 +233,7 @@ def test_a_bug_is_an_object_too(train_file, tmp_path, monkeypatch, capsys):
         main(command("--data.train", train_file))
 
 
+@pytest.mark.long
 def test_a_stop_is_said_in_objects(tmp_path, train_file):
     arguments = command("--data.train", train_file, "--run_dir", tmp_path / "run", "--epochs", 1_000_000, "--log-format", "json")
     process = subprocess.Popen(

@@ -122,6 +122,7 @@ def check_two_are_one(pair: list[Member], sizes: list[list[int]], config: Config
             assert_of_all(of_all, of_one)
 
 
+@pytest.mark.long
 def test_two_trainers_are_one_with_twice_the_batch(pair: list[Member]) -> None:
     """`long_group_step` has uneven ones, and other models."""
     check_two_are_one(pair, [[8] * 15, [8] * 15], make_config(epochs=2, warmup_steps=5, decay="linear", decay_steps=20))
