@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from flowps.batch import Batch, Float32
 from flowps.config import Slot
@@ -22,8 +22,6 @@ from flowps.ps.placement import Placement
 from flowps.ps.shard import Shard
 from flowps.ps.team import Team
 from flowps.status.run_status import RunStatus
-
-P = TypeVar("P", bound="_Path")
 
 
 class PsClient:
@@ -70,21 +68,20 @@ class PsClient:
     def find(self, batch_id: int, batch: Batch) -> Callable[[], Float32]:
         """Find or create the rows of `batch`, for a step. What is returned pools them, once: the other half of a training lookup.
 
-        It reads no weights, so it may come before the pushes that the batch is to see. Shards in this process that hold whole slots
-        search now, others are asked when rows are pooled. When one shard fails, in either half, the others forget the batch.
+        It reads no weights, so it may come before the pushes that the batch is to see. When one shard fails, in either half, the
+        others forget the batch.
         """
         split = self._route.split(batch)
-        finding = [path for path in self._paths if isinstance(path, _Direct)]
         holding: list[_Path] = []
         found_s: dict[_Path, float] = {}
 
-        def find(path: _Direct) -> None:
+        def find(path: _Path) -> None:
             began = time.perf_counter()
-            path.find(batch_id, batch)
+            path.find(batch_id, batch, split)
             found_s[path] = time.perf_counter() - began
 
-        self._ask(finding, find, batch_id, holding)
-        return lambda: self._gather(batch_id, batch, lambda path, out: path.pool(batch_id, batch, split, out), holding, found_s)
+        self._ask(self._paths, find, batch_id, holding)
+        return lambda: self._gather(batch_id, batch, lambda path, out: path.pool(batch_id, batch, out), holding, found_s)
 
     def _gather(
         self, batch_id: int, batch: Batch, read: Callable[[_Path, Float32], Float32 | None], holding: list[_Path] | None,
@@ -107,7 +104,7 @@ class PsClient:
             self._meter.observe(batch)
         return out
 
-    def _ask(self, paths: Sequence[P], ask: Callable[[P], object], batch_id: int, holding: list[_Path] | None) -> None:
+    def _ask(self, paths: Sequence[_Path], ask: Callable[[_Path], object], batch_id: int, holding: list[_Path] | None) -> None:
         """`ask` on all `paths`. Those that succeed remember the batch, as those of `holding` do: if one fails, they forget it."""
 
         def ask_one(n: int) -> None:
@@ -182,8 +179,11 @@ class _Path(Protocol):
     def lookup(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32, training: bool) -> Float32 | None:
         """Write what lives whole on the shard into `out`; the answer itself, where there are parts to add up."""
 
-    def pool(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32) -> Float32 | None:
-        """The second half of a training lookup; the whole of it, on the way to a shard that cannot be asked for the first alone."""
+    def find(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot]) -> None:
+        """The first half of a training lookup."""
+
+    def pool(self, batch_id: int, batch: Batch, out: Float32) -> Float32 | None:
+        """The other, with what `lookup` gives."""
 
     def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
         """Give the shard its part of `grads`."""
@@ -210,11 +210,11 @@ class _Direct(_Path):
             batch_id, batch.signs, batch.offsets, batch.size, self._positions, self._columns, out, training, batch.shares
         )
 
-    def find(self, batch_id: int, batch: Batch) -> None:
-        """The first half of a training lookup."""
+    def find(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot]) -> None:
+        """See _Path."""
         self._shard.find(batch_id, batch.signs, batch.offsets, batch.size, self._positions, self._columns, batch.shares)
 
-    def pool(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32) -> None:
+    def pool(self, batch_id: int, batch: Batch, out: Float32) -> None:
         """See _Path."""
         self._shard.pool(batch_id, out)
 
@@ -243,9 +243,15 @@ class _Packed(_Path):
         self._route.scatter(self.shard, answer, out)
         return answer
 
-    def pool(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot], out: Float32) -> Float32:
+    def find(self, batch_id: int, batch: Batch, split: dict[int, SplitSlot]) -> None:
         """See _Path."""
-        return self.lookup(batch_id, batch, split, out, training=True)
+        self._endpoint.find(batch_id, self._route.parcel(self.shard, batch, split))
+
+    def pool(self, batch_id: int, batch: Batch, out: Float32) -> Float32:
+        """See _Path."""
+        answer = self._endpoint.pool(batch_id, batch.size)
+        self._route.scatter(self.shard, answer, out)
+        return answer
 
     def push(self, batch_id: int, grads: Float32, rate_scale: float) -> object:
         """See _Path."""

@@ -26,6 +26,12 @@ class Endpoint(Protocol):
         out   where to write them; None: anywhere
         """
 
+    def find(self, batch_id: int, parcel: Parcel) -> None:
+        """The first half of a training lookup: rows are found or created, and not read yet. As `Shard.find`."""
+
+    def pool(self, batch_id: int, size: int, out: Float32 | None = None) -> Float32:
+        """The other half, once for each batch that was found: what `lookup` returns, of the rows as they are now."""
+
     def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:
         """Step the batch's rows with the gradient of the answer, [size, shard width]; returns their number. As `Shard.push`."""
 
@@ -48,6 +54,18 @@ class LocalEndpoint(Endpoint):
         if out is None:
             out = aligned_empty((parcel.size, self._width))
         self._shard.lookup(batch_id, signs, offsets, parcel.size, self._positions, self._columns, out, training, shares)
+        return out
+
+    def find(self, batch_id: int, parcel: Parcel) -> None:
+        """See Endpoint."""
+        signs, offsets, shares = parcel.joined()
+        self._shard.find(batch_id, signs, offsets, parcel.size, self._positions, self._columns, shares)
+
+    def pool(self, batch_id: int, size: int, out: Float32 | None = None) -> Float32:
+        """See Endpoint."""
+        if out is None:
+            out = aligned_empty((size, self._width))
+        self._shard.pool(batch_id, out)
         return out
 
     def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:

@@ -1,13 +1,14 @@
 """`Replaceable`: a shard that may be lost, and come back elsewhere with the rows of an earlier checkpoint.
 
-Lookups wait for it, and are made anew there. A batch that was looked up before is not known there: its push is left out. Covers the
-waiting and the count of what the rows have not learned; who notices a loss, and who starts the shard anew, is the cluster's
-business.
+Lookups wait for it, and are made anew there, as those are of which only the rows were found. A batch that was looked up before is
+not known there: its push is left out. Covers the waiting and the count of what the rows have not learned; who notices a loss, and
+who starts the shard anew, is the cluster's business.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -37,17 +38,45 @@ class Replaceable(Endpoint):
         self._endpoint, self._notice_s = endpoint, notice_s
         self._generation = 0  # how often it was replaced
         self._is_lost = self._is_closed = False
+        self._found: dict[int, tuple[int, Parcel]] = {}  # batches found and not pooled: generation, and what was asked
         self._in_flight: dict[int, tuple[int, int]] = {}  # batches looked up and not pushed: generation and samples
         self._learned = 0  # samples whose push has come back, of those that the rows have learned
         self._learned_at: dict[int, int] = {}  # by the step of a cut
 
     def lookup(self, batch_id: int, parcel: Parcel, training: bool, out: Float32 | None = None) -> Float32:
         """See Endpoint. Waits for a shard that is lost."""
+        return self._looked_up(batch_id, parcel, training, lambda endpoint, _: endpoint.lookup(batch_id, parcel, training, out))
+
+    def find(self, batch_id: int, parcel: Parcel) -> None:
+        """See Endpoint. Of a shard that is lost nothing is found: `pool` then looks up."""
+        with self._changed:
+            generation, endpoint = self._generation, self._endpoint
+        try:
+            endpoint.find(batch_id, parcel)
+        except (UnreachableError, StoppedError) as error:
+            self._wait_for_another(generation, error)
+        with self._changed:
+            self._found[batch_id] = generation, parcel
+
+    def pool(self, batch_id: int, size: int, out: Float32 | None = None) -> Float32:
+        """See Endpoint. Looks up whole what was found before the shard was lost."""
+        with self._changed:
+            found_in, parcel = self._found.pop(batch_id)
+
+        def pool(endpoint: Endpoint, generation: int) -> Float32:
+            if generation == found_in:
+                return endpoint.pool(batch_id, size, out)
+            return endpoint.lookup(batch_id, parcel, True, out)
+
+        return self._looked_up(batch_id, parcel, True, pool)
+
+    def _looked_up(self, batch_id: int, parcel: Parcel, training: bool, ask: Callable[[Endpoint, int], Float32]) -> Float32:
+        """What `ask` gives of a shard and its generation, which is asked again where the shard is replaced meanwhile."""
         while True:
             with self._changed:
                 generation, endpoint = self._generation, self._endpoint
             try:
-                answer = endpoint.lookup(batch_id, parcel, training, out)
+                answer = ask(endpoint, generation)
             except (UnreachableError, StoppedError) as error:
                 self._wait_for_another(generation, error)
                 continue
@@ -81,7 +110,8 @@ class Replaceable(Endpoint):
         """See Endpoint."""
         with self._changed:
             endpoint = self._endpoint
-            generation, _ = self._in_flight.pop(batch_id, (self._generation, 0))
+            found_in, _ = self._found.pop(batch_id, (self._generation, None))
+            generation, _ = self._in_flight.pop(batch_id, (found_in, 0))
             if generation != self._generation:
                 return
         try:

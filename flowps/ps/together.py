@@ -72,6 +72,14 @@ class Together(Endpoint):
         np.copyto(out, answer)
         return out
 
+    def find(self, batch_id: int, parcel: Parcel) -> None:
+        """Refused: with one batch in flight there is no push to be ahead of."""
+        raise DataError(f"batch {batch_id}: trainers that step together look a batch up at once, not in two halves")
+
+    def pool(self, batch_id: int, size: int, out: Float32 | None = None) -> Float32:
+        """Refused, as `find`."""
+        raise DataError(f"batch {batch_id}: trainers that step together look a batch up at once, not in two halves")
+
     def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:
         """See Endpoint."""
         number, trainer = step_of(batch_id), trainer_of(batch_id)

@@ -203,6 +203,54 @@ class EndpointContract(StepContract):
             endpoint.lookup(1, parcel_of(batch), True)
             assert endpoint.push(1, ones(1), 1.0) == len(SLOTS)
 
+    def test_rows_found_ahead_are_read_as_they_are_then(self) -> None:
+        """Found before the push of the batch before, pooled after it: what a whole lookup gives there."""
+        random = np.random.default_rng(0)
+        batches = [drawn.batch(drawn.random_bags(random, len(SLOTS), size=5, values=12)) for _ in range(6)]
+        alone = Shard(SLOTS, [1000] * len(SLOTS), _SEED, 4)
+        with self.reached(max_in_flight=2) as (endpoint, shard):
+            endpoint.find(0, parcel_of(batches[0]))
+            for step, batch in enumerate(batches):
+                out = None if step % 2 else np.full((5, WIDTH), np.nan, np.float32)
+                answer = endpoint.pool(step, 5, out)
+                assert (answer.shape, answer.dtype, answer.flags.c_contiguous) == ((5, WIDTH), np.float32, True)
+                assert out is None or np.shares_memory(answer, out)
+                self.same(answer, ask(alone, SLOTS, step, batch))
+                if step + 1 < len(batches):
+                    endpoint.find(step + 1, parcel_of(batches[step + 1], in_pieces=bool(step % 2)))
+                grads = random.uniform(-1, 1, (5, WIDTH)).astype(np.float32)
+                assert endpoint.push(step, Lines(grads), 1.0) == alone.push(step, grads)
+            self.same_rows(shard, alone)
+        alone.close()
+
+    def test_halves_in_the_wrong_order(self) -> None:
+        """Are refused: pooling what nobody has found, and a push before rows were pooled; the right one may still come."""
+        batch = drawn.batch([[[1]]] * len(SLOTS))
+        with self.reached() as (endpoint, shard):
+            with pytest.raises(UnknownBatchError, match="batch 4: its rows are to be pooled, but the shard remembers none"):
+                endpoint.pool(4, 1)
+            endpoint.find(0, parcel_of(batch))
+            with pytest.raises(UnknownBatchError, match="batch 0: a push came before its rows were pooled"):
+                endpoint.push(0, ones(1), 1.0)
+            with pytest.raises(DataError, match="batch 0: rows are to be pooled into"):
+                endpoint.pool(0, 2)
+            assert shard.traffic().in_flight == 1
+            assert endpoint.pool(0, 1).shape == (1, WIDTH)
+            assert endpoint.push(0, ones(1), 1.0) == len(SLOTS)
+
+    def test_a_batch_that_was_found_and_given_up(self) -> None:
+        """Leaves room for another, and its number may be used again."""
+        batch = drawn.batch([[[1]]] * len(SLOTS))
+        with self.reached(max_in_flight=1) as (endpoint, _):
+            for _ in range(2):
+                endpoint.find(0, parcel_of(batch))
+                endpoint.forget(0)
+                with pytest.raises(UnknownBatchError, match="batch 0:"):
+                    endpoint.pool(0, 1)
+            endpoint.find(0, parcel_of(batch))
+            endpoint.pool(0, 1)
+            assert endpoint.push(0, ones(1), 1.0) == len(SLOTS)
+
     def test_a_batch_that_was_given_up(self) -> None:
         """Is no longer in flight, cannot be pushed, and its number may be used again; so may one that nobody has looked up."""
         batch = drawn.batch([[[1]]] * len(SLOTS))

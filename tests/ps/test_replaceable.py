@@ -27,7 +27,7 @@ class Counting(Closable):
     """A shard that counts the samples it has learned, and knows what it was asked. Lost, it answers nobody."""
 
     def __init__(self, learned: int = 0) -> None:
-        self.learned, self.asked, self.forgotten = learned, set[int](), set[int]()
+        self.learned, self.found, self.asked, self.forgotten = learned, set[int](), set[int](), set[int]()
         self.is_unreachable, self.is_closed = False, threading.Event()
         self._lock = threading.Lock()
 
@@ -36,6 +36,20 @@ class Counting(Closable):
         self._answer()
         with self._lock:
             assert batch_id not in self.asked, "looked up twice"
+            self.asked.add(batch_id)
+        return ANSWER
+
+    def find(self, batch_id: int, parcel: Parcel) -> None:
+        """Remember the batch as one to be pooled."""
+        self._answer()
+        with self._lock:
+            self.found.add(batch_id)
+
+    def pool(self, batch_id: int, size: int, out: Float32 | None = None) -> Float32:
+        """Remember it as one that was looked up."""
+        self._answer()
+        with self._lock:
+            self.found.remove(batch_id)  # KeyError: it was never found here
             self.asked.add(batch_id)
         return ANSWER
 
@@ -51,7 +65,7 @@ class Counting(Closable):
     def forget(self, batch_id: int) -> None:
         """Remember that too."""
         self._answer()
-        self.asked.remove(batch_id)
+        (self.found if batch_id in self.found else self.asked).remove(batch_id)
         self.forgotten.add(batch_id)
 
     def close(self) -> None:
@@ -116,6 +130,38 @@ def test_a_batch_of_a_lost_shard_is_forgotten_without_asking() -> None:
     assert new.forgotten == {1}
 
 
+def test_what_was_found_before_a_loss_is_looked_up_anew() -> None:
+    """Whether it was lost before rows were pooled, or instead of an answer; and nothing of it is unlearned."""
+    lost, new = Counting(), Counting()
+    shard = Replaceable(lost, notice_s=60)
+    for batch in (1, 2, 3):
+        shard.find(batch, PARCEL)
+    assert shard.pool(1, SAMPLES) is ANSWER
+    lost.is_unreachable = True
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(shard.pool, 2, SAMPLES)
+        shard.lose()
+        assert shard.replace(new, step=0) == SAMPLES, "of batch 1, which was in flight"
+        assert asked.result(60) is ANSWER
+    assert shard.pool(3, SAMPLES) is ANSWER
+    assert new.asked == {2, 3}
+    assert [shard.push(batch, GRADIENT, 1.0) for batch in (1, 2, 3)] == [0, 1, 1]
+    assert new.learned == 2 * SAMPLES
+
+
+def test_a_batch_that_was_found_at_a_lost_shard_is_forgotten_without_asking() -> None:
+    lost, new = Counting(), Counting()
+    shard = Replaceable(lost, notice_s=60)
+    shard.find(1, PARCEL)
+    shard.lose()
+    shard.replace(new, step=0)
+    shard.forget(1)
+    assert not new.forgotten
+    shard.find(1, PARCEL)
+    shard.forget(1)
+    assert (new.found, new.forgotten) == (set(), {1})
+
+
 def test_a_shard_that_nobody_says_is_lost_fails() -> None:
     lost = Counting()
     lost.is_unreachable = True
@@ -154,7 +200,13 @@ def test_losses_at_any_moment_leave_no_sample_uncounted(hurried_switching: None,
             while after < 20:
                 pair = next(batches), next(batches)
                 for batch in pair:
-                    shard.lookup(batch, PARCEL, training=True)
+                    if batch % 3:
+                        shard.lookup(batch, PARCEL, training=True)
+                    else:
+                        shard.find(batch, PARCEL)
+                for batch in pair:
+                    if not batch % 3:
+                        shard.pool(batch, SAMPLES)
                 for batch in pair:
                     shard.push(batch, GRADIENT, 1.0)
                 done += len(pair)

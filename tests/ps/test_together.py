@@ -323,6 +323,14 @@ def test_gradients_whose_columns_lie_apart() -> None:
         same_bits(world.shard, alone.shard)
 
 
+def test_halves_of_a_lookup_are_refused() -> None:
+    """With one batch in flight there is nothing to be ahead of."""
+    with closing(Together(LocalEndpoint(Shard(SLOTS, [10] * len(SLOTS), 7, 1), WIDTHS), WIDTH, 2)) as together:
+        for half in (lambda: together.find(0, Parcel(0, [], [])), lambda: together.pool(0, 0)):
+            with pytest.raises(DataError, match="batch 0: trainers that step together look a batch up at once"):
+                half()
+
+
 def test_an_evaluation_waits_for_nobody() -> None:
     """Even while others wait, and whatever its number is."""
     with stepping(2) as world:

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66lowps/ps/wire/flowps.proto\x12\x06\x66lowps\"%\n\x04Head\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\"-\n\x0f\x44\x65scribeRequest\x12\x1a\n\x04head\x18\x01 \x01(\x0b\x32\x0c.flowps.Head\"\xd6\x01\n\rDescribeReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\r\n\x05shard\x18\x04 \x01(\r\x12)\n\x05slots\x18\x05 \x03(\x0b\x32\x1a.flowps.DescribeReply.Slot\x12\x19\n\x11max_message_bytes\x18\x06 \x01(\x04\x1a@\n\x04Slot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0c\n\x04part\x18\x03 \x01(\r\x12\r\n\x05parts\x18\x04 \x01(\r\"\xd1\x01\n\rLookupRequest\x12\x1a\n\x04head\x18\x01 \x01(\x0b\x32\x0c.flowps.Head\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\r\x12\x10\n\x08training\x18\x04 \x01(\x08\x12\x1e\n\x06\x66loats\x18\x05 \x01(\x0e\x32\x0e.flowps.Floats\x12\x14\n\x0clength_bytes\x18\x06 \x01(\r\x12\x0f\n\x07lengths\x18\x07 \x01(\x0c\x12\x0f\n\x07padding\x18\x0e \x01(\x0c\x12\r\n\x05signs\x18\x0f \x01(\x0c\x12\x0e\n\x06shares\x18\x08 \x01(\x0c\"A\n\x0bLookupReply\x12\r\n\x05scale\x18\x01 \x01(\x02\x12\x0f\n\x07padding\x18\x0e \x01(\x0c\x12\x12\n\nembeddings\x18\x0f \x01(\x0c\"\xac\x01\n\x0bPushRequest\x12\x1a\n\x04head\x18\x01 \x01(\x0b\x32\x0c.flowps.Head\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\r\x12\x1e\n\x06\x66loats\x18\x04 \x01(\x0e\x32\x0e.flowps.Floats\x12\r\n\x05scale\x18\x05 \x01(\x02\x12\x12\n\nrate_scale\x18\x06 \x01(\x01\x12\x0f\n\x07padding\x18\x0e \x01(\x0c\x12\x10\n\x08gradient\x18\x0f \x01(\x0c\"\x19\n\tPushReply\x12\x0c\n\x04rows\x18\x01 \x01(\x04\":\n\rForgetRequest\x12\x1a\n\x04head\x18\x01 \x01(\x0b\x32\x0c.flowps.Head\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\"\r\n\x0b\x46orgetReply*\"\n\x06\x46loats\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\x0b\n\x07\x46LOAT16\x10\x01\x32\xe8\x01\n\x0e\x45mbeddingShard\x12:\n\x08\x44\x65scribe\x12\x17.flowps.DescribeRequest\x1a\x15.flowps.DescribeReply\x12\x34\n\x06Lookup\x12\x15.flowps.LookupRequest\x1a\x13.flowps.LookupReply\x12.\n\x04Push\x12\x13.flowps.PushRequest\x1a\x11.flowps.PushReply\x12\x34\n\x06\x46orget\x12\x15.flowps.ForgetRequest\x1a\x13.flowps.ForgetReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66lowps/ps/wire/flowps.proto\x12\x06\x66lowps\"%\n\x04Head\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\"-\n\x0f\x44\x65scribeRequest\x12\x1a\n\x04head\x18\x01 \x01(\x0b\x32\x0c.flowps.Head\"\xd6\x01\n\rDescribeReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\r\n\x05shard\x18\x04 \x01(\r\x12)\n\x05slots\x18\x05 \x03(\x0b\x32\x1a.flowps.DescribeReply.Slot\x12\x19\n\x11max_message_bytes\x18\x06 \x01(\x04\x1a@\n\x04Slot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0c\n\x04part\x18\x03 \x01(\r\x12\r\n\x05parts\x18\x04 \x01(\r\"\xd1\x01\n\rLookupRequest\x12\x1a\n\x04head\x18\x01 \x01(\x0b\x32\x0c.flowps.Head\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\r\x12\x10\n\x08training\x18\x04 \x01(\x08\x12\x1e\n\x06\x66loats\x18\x05 \x01(\x0e\x32\x0e.flowps.Floats\x12\x14\n\x0clength_bytes\x18\x06 \x01(\r\x12\x0f\n\x07lengths\x18\x07 \x01(\x0c\x12\x0f\n\x07padding\x18\x0e \x01(\x0c\x12\r\n\x05signs\x18\x0f \x01(\x0c\x12\x0e\n\x06shares\x18\x08 \x01(\x0c\"A\n\x0bLookupReply\x12\r\n\x05scale\x18\x01 \x01(\x02\x12\x0f\n\x07padding\x18\x0e \x01(\x0c\x12\x12\n\nembeddings\x18\x0f \x01(\x0c\"\x0b\n\tFindReply\"f\n\x0bPoolRequest\x12\x1a\n\x04head\x18\x01 \x01(\x0b\x32\x0c.flowps.Head\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\r\x12\x1e\n\x06\x66loats\x18\x04 \x01(\x0e\x32\x0e.flowps.Floats\"\xac\x01\n\x0bPushRequest\x12\x1a\n\x04head\x18\x01 \x01(\x0b\x32\x0c.flowps.Head\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\r\x12\x1e\n\x06\x66loats\x18\x04 \x01(\x0e\x32\x0e.flowps.Floats\x12\r\n\x05scale\x18\x05 \x01(\x02\x12\x12\n\nrate_scale\x18\x06 \x01(\x01\x12\x0f\n\x07padding\x18\x0e \x01(\x0c\x12\x10\n\x08gradient\x18\x0f \x01(\x0c\"\x19\n\tPushReply\x12\x0c\n\x04rows\x18\x01 \x01(\x04\":\n\rForgetRequest\x12\x1a\n\x04head\x18\x01 \x01(\x0b\x32\x0c.flowps.Head\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\"\r\n\x0b\x46orgetReply*\"\n\x06\x46loats\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\x0b\n\x07\x46LOAT16\x10\x01\x32\xcc\x02\n\x0e\x45mbeddingShard\x12:\n\x08\x44\x65scribe\x12\x17.flowps.DescribeRequest\x1a\x15.flowps.DescribeReply\x12\x34\n\x06Lookup\x12\x15.flowps.LookupRequest\x1a\x13.flowps.LookupReply\x12\x30\n\x04\x46ind\x12\x15.flowps.LookupRequest\x1a\x11.flowps.FindReply\x12\x30\n\x04Pool\x12\x13.flowps.PoolRequest\x1a\x13.flowps.LookupReply\x12.\n\x04Push\x12\x13.flowps.PushRequest\x1a\x11.flowps.PushReply\x12\x34\n\x06\x46orget\x12\x15.flowps.ForgetRequest\x1a\x13.flowps.ForgetReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flowps.ps.wire.flowps_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FLOATS']._serialized_start=898
-  _globals['_FLOATS']._serialized_end=932
+  _globals['_FLOATS']._serialized_start=1015
+  _globals['_FLOATS']._serialized_end=1049
   _globals['_HEAD']._serialized_start=39
   _globals['_HEAD']._serialized_end=76
   _globals['_DESCRIBEREQUEST']._serialized_start=78
@@ -45,14 +45,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOOKUPREQUEST']._serialized_end=552
   _globals['_LOOKUPREPLY']._serialized_start=554
   _globals['_LOOKUPREPLY']._serialized_end=619
-  _globals['_PUSHREQUEST']._serialized_start=622
-  _globals['_PUSHREQUEST']._serialized_end=794
-  _globals['_PUSHREPLY']._serialized_start=796
-  _globals['_PUSHREPLY']._serialized_end=821
-  _globals['_FORGETREQUEST']._serialized_start=823
-  _globals['_FORGETREQUEST']._serialized_end=881
-  _globals['_FORGETREPLY']._serialized_start=883
-  _globals['_FORGETREPLY']._serialized_end=896
-  _globals['_EMBEDDINGSHARD']._serialized_start=935
-  _globals['_EMBEDDINGSHARD']._serialized_end=1167
+  _globals['_FINDREPLY']._serialized_start=621
+  _globals['_FINDREPLY']._serialized_end=632
+  _globals['_POOLREQUEST']._serialized_start=634
+  _globals['_POOLREQUEST']._serialized_end=736
+  _globals['_PUSHREQUEST']._serialized_start=739
+  _globals['_PUSHREQUEST']._serialized_end=911
+  _globals['_PUSHREPLY']._serialized_start=913
+  _globals['_PUSHREPLY']._serialized_end=938
+  _globals['_FORGETREQUEST']._serialized_start=940
+  _globals['_FORGETREQUEST']._serialized_end=998
+  _globals['_FORGETREPLY']._serialized_start=1000
+  _globals['_FORGETREPLY']._serialized_end=1013
+  _globals['_EMBEDDINGSHARD']._serialized_start=1052
+  _globals['_EMBEDDINGSHARD']._serialized_end=1384
 # @@protoc_insertion_point(module_scope)

@@ -89,6 +89,22 @@ class LookupReply(_message.Message):
     embeddings: bytes
     def __init__(self, scale: _Optional[float] = ..., padding: _Optional[bytes] = ..., embeddings: _Optional[bytes] = ...) -> None: ...
 
+class FindReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PoolRequest(_message.Message):
+    __slots__ = ("head", "batch", "size", "floats")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    FLOATS_FIELD_NUMBER: _ClassVar[int]
+    head: Head
+    batch: int
+    size: int
+    floats: Floats
+    def __init__(self, head: _Optional[_Union[Head, _Mapping]] = ..., batch: _Optional[int] = ..., size: _Optional[int] = ..., floats: _Optional[_Union[Floats, str]] = ...) -> None: ...
+
 class PushRequest(_message.Message):
     __slots__ = ("head", "batch", "size", "floats", "scale", "rate_scale", "padding", "gradient")
     HEAD_FIELD_NUMBER: _ClassVar[int]

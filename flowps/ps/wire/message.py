@@ -72,6 +72,14 @@ def read_parcel(request: pb.LookupRequest, signs: memoryview, num_slots: int) ->
     return Parcel(request.size, [found], [lengths], [shares])
 
 
+def write_pool(run: str, batch_id: int, size: int, half: bool) -> bytes:
+    """A PoolRequest."""
+    request = pb.PoolRequest(
+        head=pb.Head(protocol=PROTOCOL, run=run), batch=batch_id, size=size, floats=pb.FLOAT16 if half else pb.FLOAT32
+    )  # fmt: skip
+    return bytes(request.SerializeToString())
+
+
 def write_reply(look_up: Callable[[Float32 | None], Float32], shape: tuple[int, int], half: bool) -> bytes:
     """A LookupReply of what `look_up` writes into the array it is given, float32 `shape`, or returns where it is given none."""
     if half:

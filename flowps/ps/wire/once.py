@@ -1,6 +1,7 @@
 """`Once`: calls that may come again, made once. A lookup's answer is kept until its push; a push is applied at most once.
 
-State without I/O: `service` calls it. Memory: the answers of the batches in flight, and the numbers of the last pushes.
+A lookup in two halves is a call to find, which has no answer to keep, and one to pool, whose answer is a lookup's. State without
+I/O: `service` calls it. Memory: the answers of the batches in flight, and the numbers of the last pushes.
 """
 
 from __future__ import annotations
@@ -29,9 +30,21 @@ class Once:
     def __init__(self, kept_pushes: int) -> None:
         self._kept_pushes = kept_pushes
         self._lock = threading.Lock()  # guards all below, never held while a call runs
+        self._finds: dict[int, Future[None]] = {}
         self._lookups: dict[int, Future[bytes]] = {}
         self._pushes: OrderedDict[int, Future[int]] = OrderedDict()
         self._small: deque[int] = deque()
+
+    def find(self, batch_id: int, work: Callable[[], None]) -> None:
+        """See `lookup`."""
+        with self._lock:
+            if batch_id in self._pushes:
+                raise UnknownBatchError(f"batch {batch_id}: its rows were to be found after its push")
+            future = self._finds.get(batch_id)
+            first = future is None
+            if future is None:
+                future = self._finds[batch_id] = Future()
+        self._result(self._finds, batch_id, future, work if first else None)
 
     def lookup(self, batch_id: int, work: Callable[[], bytes]) -> bytes:
         """What `work` gives. Raises UnknownBatchError for a batch that was pushed: the lookup is late, and of no use to anyone."""
@@ -58,13 +71,13 @@ class Once:
                     self._pushes.popitem(last=False)
         rows = self._result(self._pushes, batch_id, future, work if first else None)
         if first:
-            with self._lock:
-                self._lookups.pop(batch_id, None)
+            self.forget(batch_id)
         return rows
 
     def forget(self, batch_id: int) -> None:
         """There will be no push; the number may be used again."""
         with self._lock:
+            self._finds.pop(batch_id, None)
             self._lookups.pop(batch_id, None)
 
     def _drop_small(self, batch_id: int) -> None:

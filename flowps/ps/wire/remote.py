@@ -54,7 +54,7 @@ class RemoteShard(Endpoint):
         more = {"ssl_target_name_override": security.name} if credentials and security.name else {}
         opts = options(max_message_bytes, use_local_subchannel_pool=1, **more)
         self._channel = grpc.secure_channel(address, credentials, opts) if credentials else grpc.insecure_channel(address, opts)
-        names = ("Describe", "Lookup", "Push", "Forget")
+        names = ("Describe", "Lookup", "Find", "Pool", "Push", "Forget")
         self._calls = {name: self._channel.unary_unary(f"/{SERVICE}/{name}") for name in names}
 
     def connect(self, timeout_s: float) -> None:
@@ -113,14 +113,15 @@ class RemoteShard(Endpoint):
 
     def lookup(self, batch_id: int, parcel: Parcel, training: bool, out: Float32 | None = None) -> Float32:
         """See Endpoint."""
-        request = message.write_lookup(self._run, batch_id, parcel, training, self._half)
-        self._check_size(batch_id, max(len(request), parcel.size * self._width * 4))
-        answer = self._send("Lookup", batch_id, request)
-        embeddings = message.read_reply(answer, parcel.size, self._width, self._half)
-        if out is None:
-            return embeddings
-        np.copyto(out, embeddings)
-        return out
+        return self._read(self._send("Lookup", batch_id, self._lookup_request(batch_id, parcel, training)), parcel.size, out)
+
+    def find(self, batch_id: int, parcel: Parcel) -> None:
+        """See Endpoint."""
+        self._send("Find", batch_id, self._lookup_request(batch_id, parcel, training=True))
+
+    def pool(self, batch_id: int, size: int, out: Float32 | None = None) -> Float32:
+        """See Endpoint."""
+        return self._read(self._send("Pool", batch_id, message.write_pool(self._run, batch_id, size, self._half)), size, out)
 
     def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:
         """See Endpoint."""
@@ -142,6 +143,19 @@ class RemoteShard(Endpoint):
     @property
     def _name(self) -> str:
         return f"shard {self._number} at {self._address}"
+
+    def _lookup_request(self, batch_id: int, parcel: Parcel, training: bool) -> bytes:
+        request = message.write_lookup(self._run, batch_id, parcel, training, self._half)
+        self._check_size(batch_id, max(len(request), parcel.size * self._width * 4))
+        return request
+
+    def _read(self, answer: bytes, size: int, out: Float32 | None) -> Float32:
+        """The embeddings of a LookupReply, in `out` if it is given."""
+        embeddings = message.read_reply(answer, size, self._width, self._half)
+        if out is None:
+            return embeddings
+        np.copyto(out, embeddings)
+        return out
 
     def _check_size(self, batch_id: int, size: int) -> None:
         if size > self._max_bytes:

@@ -85,7 +85,8 @@ class ShardServer:
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(_answering(call))
             for name, call in (
-                ("Describe", calls.describe), ("Lookup", calls.lookup), ("Push", calls.push), ("Forget", calls.forget)
+                ("Describe", calls.describe), ("Lookup", calls.lookup), ("Find", calls.find), ("Pool", calls.pool),
+                ("Push", calls.push), ("Forget", calls.forget),
             )
         }  # fmt: skip
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -144,7 +145,7 @@ class _RefusedError(Exception):
 
 
 class _Calls:
-    """The four calls: bytes in, bytes out."""
+    """The calls: bytes in, bytes out."""
 
     def __init__(self, endpoint: Endpoint, served: Served, in_flight: int, status: RunStatus) -> None:
         self._endpoint, self._served, self._reply = endpoint, served, status.stage("Reply")
@@ -164,28 +165,40 @@ class _Calls:
         ).SerializeToString()  # fmt: skip
 
     def lookup(self, data: bytes) -> bytes:
-        request = pb.LookupRequest()
-        signs = message.parse(data, request)
+        request, signs, half = self._asked(data)
+
+        def work() -> bytes:
+            began = time.perf_counter()
+            parcel = message.read_parcel(request, signs, len(self._served.slots))
+            return self._answer(
+                began, request, half, lambda out: self._endpoint.lookup(request.batch, parcel, request.training, out)
+            )
+
+        return self._once.lookup(request.batch, work) if request.training else work()
+
+    def find(self, data: bytes) -> bytes:
+        request, signs, _ = self._asked(data)
+        if not request.training:
+            raise DataError("rows are found ahead in training only: an evaluation looks up")
+
+        def work() -> None:
+            self._endpoint.find(request.batch, message.read_parcel(request, signs, len(self._served.slots)))
+
+        self._once.find(request.batch, work)
+        return pb.FindReply().SerializeToString()
+
+    def pool(self, data: bytes) -> bytes:
+        request = pb.PoolRequest()
+        message.parse(data, request)
         self._check(request.head)
         self._check_size(request.size)
         half = message.wants_half(request.floats)
 
         def work() -> bytes:
-            began, looked_up = time.perf_counter(), 0.0
-            parcel = message.read_parcel(request, signs, len(self._served.slots))
+            began = time.perf_counter()
+            return self._answer(began, request, half, lambda out: self._endpoint.pool(request.batch, request.size, out))
 
-            def look_up(out: Float32 | None) -> Float32:
-                nonlocal looked_up
-                start = time.perf_counter()
-                found = self._endpoint.lookup(request.batch, parcel, request.training, out)
-                looked_up = time.perf_counter() - start
-                return found
-
-            answer = message.write_reply(look_up, (request.size, self._served.width), half)
-            self._reply.observe(time.perf_counter() - began - looked_up)
-            return answer
-
-        return self._once.lookup(request.batch, work) if request.training else work()
+        return self._once.lookup(request.batch, work)
 
     def push(self, data: bytes) -> bytes:
         request = pb.PushRequest()
@@ -206,6 +219,31 @@ class _Calls:
         self._once.forget(request.batch)
         self._endpoint.forget(request.batch)
         return pb.ForgetReply().SerializeToString()
+
+    def _asked(self, data: bytes) -> tuple[pb.LookupRequest, memoryview, bool]:
+        """A LookupRequest, its signs, and whether the answer is to be in float16."""
+        request = pb.LookupRequest()
+        signs = message.parse(data, request)
+        self._check(request.head)
+        self._check_size(request.size)
+        return request, signs, message.wants_half(request.floats)
+
+    def _answer(
+        self, began: float, request: pb.LookupRequest | pb.PoolRequest, half: bool, read: Callable[[Float32 | None], Float32]
+    ) -> bytes:
+        """A LookupReply of what `read` gives; the time since `began` that is not in it is the stage Reply."""
+        in_shard_s = 0.0
+
+        def timed(out: Float32 | None) -> Float32:
+            nonlocal in_shard_s
+            start = time.perf_counter()
+            found = read(out)
+            in_shard_s = time.perf_counter() - start
+            return found
+
+        answer = message.write_reply(timed, (request.size, self._served.width), half)
+        self._reply.observe(time.perf_counter() - began - in_shard_s)
+        return answer
 
     def _check(self, head: pb.Head, any_run: bool = False) -> None:
         if head.protocol != PROTOCOL:

@@ -171,7 +171,7 @@ class Scripted(Endpoint):
     ) -> None:  # fmt: skip
         self._inner, self._before, self._after = inner, before, after
         self._lock = threading.Lock()
-        self.calls: dict[str, int] = {"lookup": 0, "push": 0, "forget": 0}
+        self.calls: dict[str, int] = {"lookup": 0, "push": 0, "forget": 0}  # of halves: once there are some
 
     def lookup(self, batch_id: int, parcel: Parcel, training: bool, out: Float32 | None = None) -> Float32:
         """See Endpoint."""
@@ -182,6 +182,17 @@ class Scripted(Endpoint):
                 return np.zeros((parcel.size, WIDTH), np.float32)
             out[:] = 0
             return out
+
+    def find(self, batch_id: int, parcel: Parcel) -> None:
+        """See Endpoint."""
+        with self._around("find"):
+            if self._inner is not None:
+                self._inner.find(batch_id, parcel)
+
+    def pool(self, batch_id: int, size: int, out: Float32 | None = None) -> Float32:
+        """See Endpoint."""
+        with self._around("pool"):
+            return np.zeros((size, WIDTH), np.float32) if self._inner is None else self._inner.pool(batch_id, size, out)
 
     def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:
         """See Endpoint."""
@@ -197,8 +208,8 @@ class Scripted(Endpoint):
     @contextmanager
     def _around(self, name: str) -> Iterator[None]:
         with self._lock:
-            number = self.calls[name]
-            self.calls[name] += 1
+            number = self.calls.get(name, 0)
+            self.calls[name] = number + 1
         self._before(name, number)
         yield
         self._after(name, number)

@@ -36,7 +36,8 @@ from tests.ps.wire.loopback import (
 
 Code = grpc.StatusCode
 KINDS: dict[str, type[Any]] = {
-    "Describe": pb.DescribeRequest, "Lookup": pb.LookupRequest, "Push": pb.PushRequest, "Forget": pb.ForgetRequest
+    "Describe": pb.DescribeRequest, "Lookup": pb.LookupRequest, "Find": pb.LookupRequest, "Pool": pb.PoolRequest,
+    "Push": pb.PushRequest, "Forget": pb.ForgetRequest,
 }  # fmt: skip
 # What a stranger may be told; INTERNAL would be a bug, UNKNOWN an exception that got away.
 REFUSALS = {Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION, Code.NOT_FOUND}
@@ -52,11 +53,12 @@ class World:
         self.renew()
 
     def renew(self) -> None:
-        """Put a new batch in flight, and no other."""
+        """Put a new batch in flight, and one whose rows are only found; no other."""
         for batch in list(self.shard._remembered):
             self.call("Forget", pb.ForgetRequest(head=head(), batch=batch))
         self._batch += 1000
         self.call("Lookup", self.lookup(self._batch))
+        self.call("Find", self.lookup(self._batch + 500))
         self.state = state_of(self.shard)
 
     def lookup(self, batch: int, weighted: bool = False) -> pb.LookupRequest:
@@ -68,18 +70,20 @@ class World:
         )  # fmt: skip
 
     def valid(self, random: np.random.Generator) -> tuple[str, Message]:
-        """One of the four requests."""
+        """One of the requests."""
         batch, half = self._batch, bool(random.integers(2))
         gradient = random.uniform(-1, 1, (3, WIDTH))
         return [
             ("Describe", pb.DescribeRequest(head=head())),
             ("Lookup", self.lookup(batch + 1, weighted=half)),
+            ("Find", self.lookup(batch + 2, weighted=half)),
+            ("Pool", pb.PoolRequest(head=head(), batch=batch + 500, size=3, floats=pb.FLOAT16 if half else pb.FLOAT32)),
             ("Forget", pb.ForgetRequest(head=head(), batch=batch)),
             ("Push", pb.PushRequest(
                 head=head(), batch=batch, size=3, floats=pb.FLOAT16 if half else pb.FLOAT32, scale=1.0, rate_scale=0.5,
                 padding=bytes(7), gradient=gradient.astype("<f2" if half else "<f4").tobytes(),
             )),
-        ][random.choice(4, p=[0.1, 0.4, 0.1, 0.4])]  # fmt: skip
+        ][random.choice(6, p=[0.1, 0.25, 0.15, 0.15, 0.1, 0.25])]  # fmt: skip
 
     def send(self, name: str, data: bytes) -> grpc.StatusCode:
         """What becomes of a request."""
@@ -116,7 +120,9 @@ def is_valid(name: str, data: bytes, in_flight: set[int], pushed: set[int]) -> b
         return False
     if name == "Push":
         return request.batch in pushed or (request.batch in in_flight and request.size == 3 and has_gradient(request))
-    return (request.training and request.batch in in_flight) or has_parcel(request)
+    if name == "Pool":
+        return request.batch in in_flight
+    return (request.training and request.batch in in_flight) or (has_parcel(request) and (request.training or name == "Lookup"))
 
 
 def has_gradient(request: pb.PushRequest) -> bool:
@@ -161,7 +167,7 @@ def test_numbers_beyond_float32_are_refused(changed: dict[str, Any]) -> None:
     """Rows stay finite and the batch in flight."""
     with shard_of() as shard, serving(local(shard)) as server, calling(server.address) as call:
         world = World(shard, call)
-        (batch,) = shard._remembered
+        batch, _ = shard._remembered
         whole = {"head": head(), "batch": batch, "size": 3, "scale": 1.0, "rate_scale": 1.0, "gradient": bytes(12 * WIDTH)}
         request = pb.PushRequest(**{**whole, **changed})
         with pytest.raises(grpc.RpcError) as raised:
@@ -174,7 +180,7 @@ def test_a_signalling_nan_is_a_nan() -> None:
     """As in float32: its rows are counted as unsound and stay, the others are stepped."""
     with shard_of() as shard, serving(local(shard)) as server, calling(server.address) as call:
         World(shard, call)
-        (batch,) = shard._remembered
+        batch, _ = shard._remembered
         gradient = np.zeros((3, WIDTH), "<u2")
         gradient[0, 0] = 0x7C01
         request = pb.PushRequest(

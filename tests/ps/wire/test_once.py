@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -53,6 +54,22 @@ def test_a_lookup_after_its_push_is_refused() -> None:
     assert not late.calls
 
 
+def test_what_was_found_is_not_found_again() -> None:
+    """Until the batch's push, after which it is refused, or until it is given up."""
+    once, found = Once(10), Work(None)
+    for _ in range(3):
+        once.find(1, found)
+    assert found.calls == 1
+    assert [once.lookup(1, Work(b"answer")) for _ in range(2)] == [b"answer"] * 2
+    once.push(1, Work(7))
+    with pytest.raises(UnknownBatchError, match="batch 1: its rows were to be found after its push"):
+        once.find(1, found)
+    once.find(2, found)
+    once.forget(2)
+    once.find(2, found)
+    assert found.calls == 3
+
+
 def test_a_lookup_during_its_push_is_refused() -> None:
     """As soon as the push has begun."""
     once, begun, may_end = Once(10), threading.Event(), threading.Event()
@@ -73,7 +90,7 @@ def test_a_lookup_during_its_push_is_refused() -> None:
         assert pushed.result() == 7
 
 
-@pytest.mark.parametrize("name", ["lookup", "push"])
+@pytest.mark.parametrize("name", ["find", "lookup", "push"])
 @pytest.mark.usefixtures("hurried_switching")
 def test_at_once_from_many_threads(name: str) -> None:
     """One makes the call, the others wait for it and get what it got."""
@@ -217,6 +234,7 @@ def test_nothing_is_locked_while_a_call_is_made() -> None:
 def test_lookups_pushes_and_repetitions_from_many_threads() -> None:
     """Each batch is looked up once and pushed once, whatever comes twice; nothing is left."""
     once, looked_up, pushed = Once(1000), [0] * 200, [0] * 200
+    found: list[int] = []
 
     def train(thread: int) -> None:
         for batch_id in range(thread % 4, 200, 4):  # two threads do the same
@@ -230,10 +248,13 @@ def test_lookups_pushes_and_repetitions_from_many_threads() -> None:
                 return batch_id
 
             with suppress(UnknownBatchError):  # the other pushes it already
+                once.find(batch_id, partial(found.append, batch_id))
                 assert once.lookup(batch_id, look_up) == b"%d" % batch_id
             assert once.push(batch_id, push) == batch_id
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(train, range(8)))
     assert looked_up == pushed == [1] * 200
+    assert sorted(found) == list(range(200))
     assert not once._lookups
+    assert not once._finds

@@ -91,6 +91,8 @@ def test_numbers_of_fields_do_not_change() -> None:
         "DescribeReply": "protocol=1 version=2 run=3 shard=4 slots=5 max_message_bytes=6",
         "LookupRequest": "head=1 batch=2 size=3 training=4 floats=5 length_bytes=6 lengths=7 shares=8 padding=14 signs=15",
         "LookupReply": "scale=1 padding=14 embeddings=15",
+        "FindReply": "",
+        "PoolRequest": "head=1 batch=2 size=3 floats=4",
         "PushRequest": "head=1 batch=2 size=3 floats=4 scale=5 rate_scale=6 padding=14 gradient=15",
         "PushReply": "rows=1",
         "ForgetRequest": "head=1 batch=2",

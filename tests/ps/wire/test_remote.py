@@ -300,7 +300,7 @@ def test_pauses_grow_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None
     assert retried == ["rpc_retries"] * len(clock.pauses)
 
 
-@pytest.mark.parametrize("name", ["lookup", "push", "forget"])
+@pytest.mark.parametrize("name", ["lookup", "find", "pool", "push", "forget"])
 def test_a_call_whose_answer_was_lost_is_made_once(name: str) -> None:
     """The connection breaks when the shard has done its work: the trainer asks again and gets what the first would have got."""
     retried: list[str] = []
@@ -323,13 +323,15 @@ def test_a_call_whose_answer_was_lost_is_made_once(name: str) -> None:
             remote.forget(3)
             expected.lookup(3, some_parcel(3), True)
             expected.forget(3)
+            remote.find(4, some_parcel(4))
+            np.testing.assert_array_equal(remote.pool(4, 5), expected.lookup(4, some_parcel(4), True))
             assert state_of(shard) == state_of(twin)
     # A batch may be given up twice, everything else was done once.
-    assert endpoint.calls == {"lookup": 3, "push": 2, "forget": 1 + (name == "forget")}
+    assert endpoint.calls == {"lookup": 3, "find": 1, "pool": 1, "push": 2, "forget": 1 + (name == "forget")}
     assert set(retried) == {"rpc_retries"}
 
 
-@pytest.mark.parametrize("name", ["lookup", "push"])
+@pytest.mark.parametrize("name", ["lookup", "find", "pool", "push"])
 def test_a_call_that_takes_longer_than_an_attempt_is_made_once(name: str) -> None:
     """The second attempt waits for what the first has begun."""
     asked_again = threading.Event()
@@ -344,8 +346,10 @@ def test_a_call_that_takes_longer_than_an_attempt_is_made_once(name: str) -> Non
             expected = local(twin)
             np.testing.assert_array_equal(remote.lookup(1, some_parcel(), True), expected.lookup(1, some_parcel(), True))
             assert remote.push(1, lines(5), 1.0) == expected.push(1, lines(5), 1.0)
+            remote.find(2, some_parcel(2))
+            np.testing.assert_array_equal(remote.pool(2, 5), expected.lookup(2, some_parcel(2), True))
             assert state_of(shard) == state_of(twin)
-    assert (endpoint.calls["lookup"], endpoint.calls["push"]) == (1, 1)
+    assert endpoint.calls == {"lookup": 1, "find": 1, "pool": 1, "push": 1, "forget": 0}
 
 
 def test_a_lookup_that_comes_after_its_push_is_refused() -> None:
@@ -524,7 +528,7 @@ def stop() -> None:
 
 
 def test_a_client_of_remote_shards_gets_what_one_of_local_shards_gets() -> None:
-    """Bit by bit: whole slots, and slots that are split over several shards."""
+    """Bit by bit: whole slots, and slots that are split over several shards; looked up whole and in halves."""
     slots = [drawn.slot("heavy", dim=8, pooling="mean"), drawn.slot("b", dim=4, optimizer="sgd"), drawn.slot("c", dim=16)]
     random = np.random.default_rng(0)
     batches = []
@@ -555,7 +559,8 @@ def test_a_client_of_remote_shards_gets_what_one_of_local_shards_gets() -> None:
             opened.callback(client.close)
             outs = []
             for step, batch in enumerate(batches):
-                outs.append(client.lookup(step, batch, training=True).tobytes())
+                looked_up = client.find(step, batch)() if step % 2 else client.lookup(step, batch, training=True)
+                outs.append(looked_up.tobytes())
                 client.push(step, np.random.default_rng(step).uniform(-1, 1, (6, placement.width)).astype(np.float32), 0.5)
                 outs.append(client.lookup(99, batches[0], training=False).tobytes())
             seen.append((outs, [rows_of(shard) for shard in shards]))

@@ -122,7 +122,7 @@ def test_a_client_that_knows_nothing_but_the_address_and_the_token() -> None:
         assert set(found.get_services()) == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
         pool = descriptor_pool.DescriptorPool(found)
         service = pool.FindServiceByName(SERVICE)
-        assert [method.name for method in service.methods] == ["Describe", "Lookup", "Push", "Forget"]
+        assert [method.name for method in service.methods] == ["Describe", "Lookup", "Find", "Pool", "Push", "Forget"]
         method = service.FindMethodByName("Describe")
         of = {kind: message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type)}
         request = of[method.input_type](head={"protocol": 1})
@@ -165,6 +165,12 @@ WRONG: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("Lookup", a_lookup(lengths=b"\2\1\0\xff"), Code.INVALID_ARGUMENT, r"signs: found 32 bytes, expected 2064"),
     ("Lookup", a_lookup(shares=bytes(15)), Code.INVALID_ARGUMENT, "shares: found 15 bytes, expected 16"),
     ("Lookup", a_lookup(shares=np.full(4, np.nan, "<f4").tobytes()), Code.INVALID_ARGUMENT, "shares: found NaN or infinity"),
+    ("Find", a_lookup(9, training=False), Code.INVALID_ARGUMENT, "rows are found ahead in training only"),
+    ("Find", a_lookup(9, lengths=b"\2\1\0\0"), Code.INVALID_ARGUMENT, r"signs: found 32 bytes, expected 24: uint64 \[3\]"),
+    ("Find", a_lookup(7), Code.NOT_FOUND, "batch 7: "),
+    ("Pool", pb.PoolRequest(head=head(), batch=9, size=2), Code.NOT_FOUND, "batch 9: its rows are to be pooled"),
+    ("Pool", pb.PoolRequest(head=head(), batch=7, size=2**20 + 1), Code.INVALID_ARGUMENT, "1048577 samples with"),
+    ("Pool", pb.PoolRequest(head=head("run-2"), batch=7), Code.FAILED_PRECONDITION, "belongs to run 'run-2'"),
     ("Push", a_push(7, size=3), Code.INVALID_ARGUMENT, r"gradient: found 96 bytes, expected 144: float32 \[3, 12\]"),
     ("Push", a_push(7, size=2**32 - 1), Code.INVALID_ARGUMENT, "4294967295 samples with 12 floats each"),
     ("Push", a_push(7, gradient=b""), Code.INVALID_ARGUMENT, "gradient: found 0 bytes, expected 96"),
