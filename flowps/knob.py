@@ -7,6 +7,7 @@ was found and what to do. Called by `arguments` and by Python code that starts a
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import re
@@ -45,12 +46,13 @@ class Knob(msgspec.Struct, frozen=True):
         return _bare(self.type) is bool
 
 
-def knobs(of: type[msgspec.Struct] = Config) -> Iterator[Knob]:
+@functools.cache
+def knobs(of: type[msgspec.Struct] = Config) -> tuple[Knob, ...]:
     """Every knob but those of the `[[slot]]` entries, which `slot_knob` knows by the slot's name.
 
     of   described as Config is: tables in tables; what must be given has the default msgspec.NODEFAULT
     """
-    yield from _knobs(of, "")
+    return tuple(_knobs(of, ""))
 
 
 def slot_knob(path: str) -> Knob | None:
@@ -58,7 +60,7 @@ def slot_knob(path: str) -> Knob | None:
     section, _, key = path.rpartition(".")
     if not section.startswith("slot.") or section == "slot.":
         return None
-    knob = next((k for k in _knobs(Slot, "") if k.path == key), None)
+    knob = next((k for k in knobs(Slot) if k.path == key), None)
     return None if knob is None else msgspec.structs.replace(knob, path=path)
 
 

@@ -39,7 +39,8 @@ def start(samples: Path) -> Iterator[Start]:
 
 
 def test_two_shards_train_what_one_process_trains(start: Start, embedded: Path, tmp_path: Path) -> None:
-    said = start(tmp_path / "run", "--ps.num_shards", 2).succeed()
+    """That with one batch in flight, these with two whose rows are found ahead and read after the push before."""
+    said = start(tmp_path / "run", "--ps.num_shards", 2, "--trainer.in_flight", 2, "--trainer.max_staleness", 0).succeed()
     assert_same(tmp_path / "run", embedded)
     # Who has what is said before, and what it came to after.
     assert re.search(

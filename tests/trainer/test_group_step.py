@@ -122,12 +122,12 @@ def check_two_are_one(pair: list[Member], sizes: list[list[int]], config: Config
             assert_of_all(of_all, of_one)
 
 
-@pytest.mark.long
 def test_two_trainers_are_one_with_twice_the_batch(pair: list[Member]) -> None:
     """`long_group_step` has uneven ones, and other models."""
     check_two_are_one(pair, [[8] * 15, [8] * 15], make_config(epochs=2, warmup_steps=5, decay="linear", decay_steps=20))
 
 
+@pytest.mark.long
 def test_in_the_asynchronous_mode_every_sample_counts_once(pair: list[Member]) -> None:
     epochs, test = epochs_of([[8] * 11, [8] * 6 + [5]], epochs=3), [batches_of([8, 4], 70), []]
     found = together(pair, make_config(in_flight=2, epochs=3), epochs, test)

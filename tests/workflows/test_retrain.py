@@ -126,6 +126,7 @@ class TestTwoDays:
 # --- which slots --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_late_slots_and_more_files_are_trained_and_duplicates_are_not(tmp_path: Path) -> None:
     days = Days(
         tmp_path, notify={"command": [sys.executable, "-c", TELL.replace("'told'", repr(str(tmp_path / "told")))], "on": ["late"]}
