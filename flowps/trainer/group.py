@@ -51,7 +51,8 @@ def hold_port() -> int:
     return port
 
 
-def _let_go(port: int) -> None:
+def let_go(port: int) -> None:
+    """Hold `port` no longer."""
     if port in _held:
         _held.pop(port).close()
 
@@ -102,7 +103,7 @@ class Group:
             ) from None
         finally:
             absl.setLevel(level)
-            _let_go(int(self._addresses[self.number].rpartition(":")[2]))
+            let_go(int(self._addresses[self.number].rpartition(":")[2]))
 
     def sum(self, values: Any, key: int) -> Any:
         """In a graph: the sum of all trainers' `values`, a flat tensor; the same bits for each. `key`: one per place in code."""

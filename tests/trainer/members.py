@@ -35,11 +35,12 @@ from flowps.ps.wire.security import Security
 from flowps.ps.wire.service import Served, ShardServer
 from flowps.status.event import Evaluated, Event, Finished, Interval, Metrics
 from flowps.status.run_status import RunStatus
-from flowps.trainer.group import Group, hold_port
+from flowps.trainer.group import Group, hold_port, let_go
 from flowps.trainer.loop import Trained, Trainer
 from flowps.trainer.models import ModelSpec
 from flowps.trainer.surroundings import Surroundings
 
+_given: list[int] = []  # ports at which trainers may meet
 LONG_S = 60.0  # how long is waited for what must happen; never reached unless a test fails
 SOON_S = 10.0  # within which a trainer must hear of what has become of another: far below the deadlines of its calls
 HOST, RUN = "127.0.0.1", "a-run"
@@ -496,6 +497,8 @@ class Members:
 
     def close(self) -> None:
         """End all."""
+        for port in _given:
+            let_go(port)
         with ExitStack() as opened:
             for member in self._members:
                 opened.callback(member.close)
@@ -503,7 +506,9 @@ class Members:
 
 def peers_of(count: int, host: str = HOST) -> tuple[str, ...]:
     """Where so many trainers may meet."""
-    return tuple(f"{host}:{hold_port()}" for _ in range(count))
+    ports = [hold_port() for _ in range(count)]
+    _given.extend(ports)
+    return tuple(f"{host}:{port}" for port in ports)
 
 
 def tasks(

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 
-from flowps.trainer.group import hold_port
+from flowps.trainer.group import hold_port, let_go
 
 
-def test_a_port_that_is_held_is_given_to_the_group_alone() -> None:
-    port = hold_port()
+@pytest.fixture
+def ports() -> Iterator[list[int]]:
+    """Some that are held."""
+    held = [hold_port() for _ in range(50)]
+    yield held
+    for port in held:
+        let_go(port)
+
+
+def test_a_port_that_is_held_is_given_to_the_group_alone(ports: list[int]) -> None:
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
-        other.bind(("", port))
+        other.bind(("", ports[0]))
     server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])  # as TensorFlow's
-    assert server.add_insecure_port(f"0.0.0.0:{port}") == port
+    assert server.add_insecure_port(f"0.0.0.0:{ports[0]}") == ports[0]
+    assert len(set(ports)) == len(ports)
 
 
-def test_ports_held_differ() -> None:
-    assert len({hold_port() for _ in range(50)}) == 50
+def test_one_that_is_let_go_is_anybodys(ports: list[int]) -> None:
+    let_go(ports[0])
+    with socket.socket() as other:
+        other.bind(("", ports[0]))
+    let_go(ports[0])
