@@ -73,9 +73,12 @@ class TestLosses:
     def test_of_a_shard_alone_training_waits_for_a_worker_and_goes_on(self, cluster, add, tmp_path):
         """Declared workers have no room for it; one that comes has. The others' rows and weights stay as they are."""
         shard = add("roomy", "PS=9")
-        knobs = ("--epochs", 30, "--checkpoint.every_steps", 20, "--checkpoint.recovery", "partial", "--ps.num_shards", 3)
+        recovers = ("--checkpoint.every_steps", 20, "--checkpoint.recovery", "partial")
+        found_ahead = ("--trainer.in_flight", 2, "--trainer.max_staleness", 0)
+        knobs = ("--epochs", 30, "--ps.num_shards", 3, *recovers, *found_ahead)
         with closing(cluster.train(tmp_path / "run", *knobs)) as command:
             command.wait_for("^checkpoint step-")
+            command.wait_for(r"^step \d+5, ")  # of the next epoch, so that there is something to lose
             shard.signal(signal.SIGKILL)
             command.wait_for(r"worker roomy at \S+ was lost, .*; shard 0 and shard 1 and shard 2 go back to step \d+ alone$")
             command.wait_for(r"waiting up to \d+ s for workers: \d PS shards? to be started anew, and no worker has room for")
@@ -86,8 +89,8 @@ class TestLosses:
         assert (ledger["trained"], ledger["replayed"]) == (30 * ROWS, 0)
         assert ledger["read"] == ledger["trained"]
         lost = set(ledger["unlearned"].values()) - {0}  # one of the three has no rows
-        batch = 32  # a push that was under way may have come back from one of them
-        assert max(lost) - min(lost) <= batch, "all that have rows have lost the same steps"
+        batch = 32  # a push that was under way may have come back from one of them, and a lookup from another
+        assert max(lost) - min(lost) <= 2 * batch, "all that have rows have lost the same steps"
 
     def test_of_the_command_its_roles_end_and_leave_their_workers_to_others(self, cluster, embedded, tmp_path):
         with closing(cluster.train(tmp_path / "orphan", *LONG)) as command:

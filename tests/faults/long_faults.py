@@ -136,7 +136,10 @@ def _assert_equal_to_the_bit(run_dir: Path, reference: Path) -> None:
 def test_two_trainers_go_on_when_a_shard_is_lost(samples: Path, tmp_path: Path) -> None:
     """Both wait for it, what each has pushed since the cut is counted, and nothing is read again."""
     run_dir, epochs = tmp_path / "run", 24
-    knobs = ("--epochs", epochs, "--trainer.count", 2, "--trainer.in_flight", 2, "--checkpoint.recovery", "partial")
+    trainers = ("--trainer.count", 2, "--trainer.in_flight", 2, "--trainer.max_staleness", 0)
+    # Two that import TensorFlow on two slow cores give no sign of life for longer than the harness's 4 s.
+    trainers = (*trainers, "--cluster.lost_after_s", 10)
+    knobs = ("--epochs", epochs, *trainers, "--checkpoint.recovery", "partial")
     with victim(samples, run_dir, *knobs) as run:
         for _ in range(2):
             run.wait_for_checkpoint()
