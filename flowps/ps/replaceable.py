@@ -45,7 +45,9 @@ class Replaceable(Endpoint):
 
     def lookup(self, batch_id: int, parcel: Parcel, training: bool, out: Float32 | None = None) -> Float32:
         """See Endpoint. Waits for a shard that is lost."""
-        return self._looked_up(batch_id, parcel, training, lambda endpoint, _: endpoint.lookup(batch_id, parcel, training, out))
+        return self._looked_up(
+            batch_id, parcel.size, training, lambda endpoint, _: endpoint.lookup(batch_id, parcel, training, out)
+        )
 
     def find(self, batch_id: int, parcel: Parcel) -> None:
         """See Endpoint. Of a shard that is lost nothing is found: `pool` then looks up."""
@@ -61,16 +63,19 @@ class Replaceable(Endpoint):
     def pool(self, batch_id: int, size: int, out: Float32 | None = None) -> Float32:
         """See Endpoint. Looks up whole what was found before the shard was lost."""
         with self._changed:
-            found_in, parcel = self._found.pop(batch_id)
+            found_in, parcel = self._found.get(batch_id, (self._generation, None))
 
         def pool(endpoint: Endpoint, generation: int) -> Float32:
-            if generation == found_in:
+            if generation == found_in or parcel is None:  # of what was never found, the shard says so
                 return endpoint.pool(batch_id, size, out)
             return endpoint.lookup(batch_id, parcel, True, out)
 
-        return self._looked_up(batch_id, parcel, True, pool)
+        answer = self._looked_up(batch_id, size, True, pool)
+        with self._changed:
+            self._found.pop(batch_id, None)
+        return answer
 
-    def _looked_up(self, batch_id: int, parcel: Parcel, training: bool, ask: Callable[[Endpoint, int], Float32]) -> Float32:
+    def _looked_up(self, batch_id: int, samples: int, training: bool, ask: Callable[[Endpoint, int], Float32]) -> Float32:
         """What `ask` gives of a shard and its generation, which is asked again where the shard is replaced meanwhile."""
         while True:
             with self._changed:
@@ -84,7 +89,7 @@ class Replaceable(Endpoint):
                 if generation != self._generation:
                     continue  # replaced since: what is asked next does not know of it
                 if training:
-                    self._in_flight[batch_id] = generation, parcel.size
+                    self._in_flight[batch_id] = generation, samples
             return answer
 
     def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:

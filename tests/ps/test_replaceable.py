@@ -6,15 +6,21 @@ import itertools
 import random
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
 
 from flowps.batch import Float32
+from flowps.config import Slot
 from flowps.errors import StoppedError, UnreachableError
+from flowps.ps.endpoint import Endpoint, LocalEndpoint
 from flowps.ps.parcel import Lines, Parcel
 from flowps.ps.replaceable import Closable, Replaceable
+from flowps.ps.shard import Shard
+from tests.ps.contract import EndpointContract
 
 SAMPLES = 4
 PARCEL = Parcel(SAMPLES, [], [])
@@ -77,6 +83,35 @@ class Counting(Closable):
             raise StoppedError("closed")
         if self.is_unreachable:
             raise UnreachableError("no answer")
+
+
+class _Here(LocalEndpoint, Closable):
+    """A shard of this process, which has no connection to close."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class TestReplaceable(EndpointContract):
+    """As long as nothing is lost it is a shard like any other."""
+
+    @contextmanager
+    def reach(self, shard: Shard, slots: Sequence[Slot]) -> Iterator[Endpoint]:
+        """See StepContract."""
+        with closing(Replaceable(_Here(shard, [slot.width for slot in slots]), notice_s=60)) as replaceable:
+            yield replaceable
+
+
+class TestReplaced(EndpointContract):
+    """Nor once it has come back."""
+
+    @contextmanager
+    def reach(self, shard: Shard, slots: Sequence[Slot]) -> Iterator[Endpoint]:
+        """See StepContract."""
+        with closing(Replaceable(Counting(), notice_s=60)) as replaceable:
+            replaceable.lose()
+            replaceable.replace(_Here(shard, [slot.width for slot in slots]), step=0)
+            yield replaceable
 
 
 def test_a_lookup_waits_for_the_shard_that_comes() -> None:
