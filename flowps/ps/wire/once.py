@@ -36,26 +36,12 @@ class Once:
         self._small: deque[int] = deque()
 
     def find(self, batch_id: int, work: Callable[[], None]) -> None:
-        """See `lookup`."""
-        with self._lock:
-            if batch_id in self._pushes:
-                raise UnknownBatchError(f"batch {batch_id}: its rows were to be found after its push")
-            future = self._finds.get(batch_id)
-            first = future is None
-            if future is None:
-                future = self._finds[batch_id] = Future()
-        self._result(self._finds, batch_id, future, work if first else None)
+        """Call `work`. Raises as `lookup`."""
+        self._before_push(self._finds, batch_id, work)
 
     def lookup(self, batch_id: int, work: Callable[[], bytes]) -> bytes:
         """What `work` gives. Raises UnknownBatchError for a batch that was pushed: the lookup is late, and of no use to anyone."""
-        with self._lock:
-            if batch_id in self._pushes:
-                raise UnknownBatchError(f"batch {batch_id}: a lookup came after its push")
-            future = self._lookups.get(batch_id)
-            first = future is None
-            if future is None:
-                future = self._lookups[batch_id] = Future()
-        answer = self._result(self._lookups, batch_id, future, work if first else None)
+        answer, first = self._before_push(self._lookups, batch_id, work)
         if first and len(answer) < _SMALL_BYTES:
             self._drop_small(batch_id)
         return answer
@@ -86,6 +72,17 @@ class Once:
             self._small.append(batch_id)
             if len(self._small) > self._kept_pushes:
                 self._lookups.pop(self._small.popleft(), None)
+
+    def _before_push(self, of: dict[int, Future[T]], batch_id: int, work: Callable[[], T]) -> tuple[T, bool]:
+        """What `work` gave when it was called for this batch, and whether that was now."""
+        with self._lock:
+            if batch_id in self._pushes:
+                raise UnknownBatchError(f"batch {batch_id}: a lookup came after its push")
+            future = of.get(batch_id)
+            first = future is None
+            if future is None:
+                future = of[batch_id] = Future()
+        return self._result(of, batch_id, future, work if first else None), first
 
     def _result(
         self, of: dict[int, Future[T]], batch_id: int, future: Future[T], work: Callable[[], T] | None

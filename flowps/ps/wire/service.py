@@ -182,7 +182,10 @@ class _Calls:
             raise DataError("rows are found ahead in training only: an evaluation looks up")
 
         def work() -> None:
-            self._endpoint.find(request.batch, message.read_parcel(request, signs, len(self._served.slots)))
+            began = time.perf_counter()
+            parcel = message.read_parcel(request, signs, len(self._served.slots))
+            self._reply.observe(time.perf_counter() - began)
+            self._endpoint.find(request.batch, parcel)
 
         self._once.find(request.batch, work)
         return pb.FindReply().SerializeToString()

@@ -62,7 +62,7 @@ def test_what_was_found_is_not_found_again() -> None:
     assert found.calls == 1
     assert [once.lookup(1, Work(b"answer")) for _ in range(2)] == [b"answer"] * 2
     once.push(1, Work(7))
-    with pytest.raises(UnknownBatchError, match="batch 1: its rows were to be found after its push"):
+    with pytest.raises(UnknownBatchError, match="batch 1: a lookup came after its push"):
         once.find(1, found)
     once.find(2, found)
     once.forget(2)

@@ -503,7 +503,10 @@ def test_waiting_for_a_thread_and_the_answer_are_timed() -> None:
             remote.connect(LONG_S)
             for number in range(3):
                 remote.lookup(number, some_parcel(), training=True)
+            remote.find(3, some_parcel())
+            assert status.summaries()["Reply"].count == 4, "signs were read, too"
+            remote.pool(3, 5)
     found = status.summaries()
-    assert found["Reply"].count == 3
-    assert found["QueueWait"].count >= 3
+    assert found["Reply"].count == 5
+    assert found["QueueWait"].count >= 5
     assert found["Reply"].total_us > 0
