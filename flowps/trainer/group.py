@@ -34,7 +34,8 @@ _NO_PROXY = "no_grpc_proxy"
 _GROUP = 1
 _STOPPED = "the run was stopped because of another role's error"
 _has_joined = False  # whether this process has been in a group: TensorFlow keeps what it was told then
-_held: dict[int, socket.socket] = {}  # ports of this process on which no group listens yet
+_held: dict[int, socket.socket] = {}  # ports of this process on which no group listens yet, in the order of asking
+_MOST_HELD = 16  # a worker lives for many runs, and some end before their group listens: their ports are let go, the oldest first
 
 
 def hold_port() -> int:
@@ -48,6 +49,8 @@ def hold_port() -> int:
     holder.bind(("", 0))
     port = int(holder.getsockname()[1])
     _held[port] = holder
+    if len(_held) > _MOST_HELD:
+        let_go(next(iter(_held)))
     return port
 
 
