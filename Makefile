@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/quickstart
 FAULTS := tests/faults/long_faults.py tests/faults/long_hangs.py
-LONG := $(filter-out $(FAULTS), $(sort $(wildcard tests/*/long_*.py)))
+LONG := $(filter-out $(FAULTS), $(sort $(shell find tests -name 'long_*.py')))
 
 .PHONY: train test test-deep test-long faults lint proto proto-serving bench quality retrain-demo docs clean
 

@@ -128,7 +128,7 @@ class TestRuns:
 
     def test_the_number_of_shards_changes_nothing(self, tmp_path, train_file):
         losses = []
-        for shards in (1, 5):
+        for shards in (1, 2, 5):
             run_dir = tmp_path / str(shards)
             assert main(command("--data.train", train_file, "--run_dir", run_dir, "--trainer.in_flight", 1,
                                 "--ps.num_shards", shards, "--status.print_interval", 1)) == 0  # fmt: skip
@@ -136,6 +136,7 @@ class TestRuns:
             losses.append([line["metrics"]["logloss"] for line in lines if line["type"] == "Interval"])
         assert len(losses[0]) == -(-2000 // 64)
         np.testing.assert_allclose(losses[1], losses[0], atol=1e-6)
+        np.testing.assert_allclose(losses[2], losses[0], atol=1e-6)
 
     @pytest.mark.parametrize("model", ["dnn", "deepfm", "lr"])
     def test_every_built_in_model_trains(self, tmp_path, train_file, model, capsys):
