@@ -146,7 +146,10 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _embedded(config: Config, dashboard: str) -> distributed.SpecCluster:
-    """A scheduler and a worker in this process. Without a page to serve, they do not load what Dask draws its own with."""
+    """A scheduler and a worker in this process. Without a page to serve, they do not load what Dask draws its own with.
+
+    `LocalCluster` gives its worker a page whenever it is told where to listen, and otherwise it listens everywhere.
+    """
     common = {"protocol": "inproc://", "dashboard": bool(config.cluster.dashboard)}
     # Loopback, also where there is no page to serve: Dask opens these ports in any case.
     at_worker = {"nthreads": hub_threads(config), "memory_limit": 0, "dashboard_address": f"{_LOOPBACK}:0"}

@@ -73,12 +73,12 @@ class Together(Endpoint):
         return out
 
     def find(self, batch_id: int, parcel: Parcel) -> None:
-        """Refused: with one batch in flight there is no push to be ahead of."""
-        raise DataError(f"batch {batch_id}: trainers that step together look a batch up at once, not in two halves")
+        """Refused with a DataError: with one batch in flight there is no push to be ahead of."""
+        raise _no_halves(batch_id)
 
     def pool(self, batch_id: int, size: int, out: Float32 | None = None) -> Float32:
         """Refused, as `find`."""
-        raise DataError(f"batch {batch_id}: trainers that step together look a batch up at once, not in two halves")
+        raise _no_halves(batch_id)
 
     def push(self, batch_id: int, gradient: Lines, rate_scale: float) -> int:
         """See Endpoint."""
@@ -148,6 +148,10 @@ class Together(Endpoint):
             raise DataError(f"step {number}: the trainers scale the learning rates by {sorted(scales)}, not by one factor")
         parts = [found.gradients[m][0].array() for m in members if found.gradients[m][0].size]
         return self._endpoint.push(number, Lines(np.concatenate(parts)), scales.pop())
+
+
+def _no_halves(batch_id: int) -> DataError:
+    return DataError(f"batch {batch_id}: trainers that step together look a batch up at once, not in two halves")
 
 
 def _join(parcels: Sequence[Parcel]) -> Parcel | None:
